@@ -1,0 +1,51 @@
+//! The machine plan: what a spec means once every default is filled in and every value is checked.
+//!
+//! Nothing below this room checks these values again.
+
+use std::path::PathBuf;
+
+/// Everything the VMM needs to build one machine.
+#[derive(Debug, Clone)]
+pub struct MachinePlan {
+    /// Number of vCPUs, 1 to 32.
+    pub cpus: u8,
+    /// Guest RAM in bytes, a multiple of 2 MiB.
+    pub memory_bytes: u64,
+    /// Kernel image: an ELF `vmlinux` or a bzImage.
+    pub kernel: PathBuf,
+    /// Initial RAM disk, loaded as it is.
+    pub initrd: Option<PathBuf>,
+    /// The guest's kernel command line.
+    pub cmdline: CmdlinePlan,
+    /// Block devices in the order they were written: the first is the guest's `vda`.
+    pub disks: Vec<DiskPlan>,
+    /// Which console the guest gets.
+    pub console: ConsoleKind,
+}
+
+/// How the kernel command line is put together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CmdlinePlan {
+    /// What Nestling computes (console, root, boot hints), then this text.
+    Append(String),
+    /// This text alone.
+    Replace(String),
+}
+
+/// One virtio-blk device.
+#[derive(Debug, Clone)]
+pub struct DiskPlan {
+    /// The image file or block device.
+    pub path: PathBuf,
+    /// The guest may not write; the image is opened read-only and its lock is shared.
+    pub readonly: bool,
+}
+
+/// The guest's console device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConsoleKind {
+    /// virtio-console, `hvc0` in the guest: no exit per character.
+    Virtio,
+    /// A 16550 UART, `ttyS0` in the guest: one exit per character, but it works before any driver is loaded.
+    Serial,
+}

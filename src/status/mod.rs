@@ -1,0 +1,3 @@
+//! The status model, events, metrics, the socket server and its client.
+
+pub mod model;

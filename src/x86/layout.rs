@@ -1,0 +1,69 @@
+//! The guest physical address space and the I/O ports of the machine.
+//!
+//! ```text
+//! 0                                                  3 GiB      3.5 GiB              4 GiB
+//! | RAM (up to 3 GiB)                                | PCI BARs | ECAM | IOAPIC LAPIC | RAM above 4 GiB
+//! ```
+
+/// One mebibyte.
+pub const MIB: u64 = 1 << 20;
+/// One gibibyte.
+pub const GIB: u64 = 1 << 30;
+
+/// RAM below 4 GiB ends here at the latest; what does not fit continues at [`HIGH_RAM_START`].
+pub const LOW_RAM_MAX_END: u64 = 3 * GIB;
+/// Where RAM goes on above the PCI hole.
+pub const HIGH_RAM_START: u64 = 4 * GIB;
+
+/// End of the conventional memory a guest may use below 1 MiB (the rest is reserved, as PC firmware leaves it).
+pub const LOW_MEMORY_END: u64 = 0x9_fc00;
+/// ACPI tables, reserved in the memory map.
+pub const ACPI_START: u64 = 0xe_0000;
+/// First byte after the ACPI tables.
+pub const ACPI_END: u64 = 0x10_0000;
+/// Extended memory starts here.
+pub const HIGH_MEMORY_START: u64 = MIB;
+
+/// First byte of the window PCI BARs live in.
+pub const PCI_MMIO_START: u64 = LOW_RAM_MAX_END;
+/// First byte after that window.
+pub const PCI_MMIO_END: u64 = PCI_ECAM_START;
+/// PCI Express enhanced configuration space (ECAM) of bus 0: 4 KiB per function.
+pub const PCI_ECAM_START: u64 = 0xe000_0000;
+/// Size of the ECAM window: one bus.
+pub const PCI_ECAM_SIZE: u64 = MIB;
+
+/// The in-kernel IOAPIC.
+pub const IOAPIC_START: u64 = 0xfec0_0000;
+/// Number of IOAPIC pins, and the first GSI free for MSI routes.
+pub const IOAPIC_PINS: u32 = 24;
+/// The local APICs.
+pub const LAPIC_START: u64 = 0xfee0_0000;
+/// One page kvm_intel needs for its real-mode identity map (KVM API §4.41).
+pub const KVM_IDENTITY_MAP_START: u64 = 0xfffb_c000;
+/// Three pages kvm_intel needs for its real-mode TSS (KVM API §4.35).
+pub const KVM_TSS_START: u64 = 0xfffb_d000;
+
+/// ACPI sleep control register (ACPI 6.5 §4.8.3.7), one byte.
+pub const SLEEP_CONTROL_PORT: u16 = 0x600;
+/// ACPI sleep status register, one byte.
+pub const SLEEP_STATUS_PORT: u16 = 0x601;
+/// ACPI reset register (ACPI 6.5 §4.8.3.6), one byte.
+pub const RESET_PORT: u16 = 0x602;
+/// The value the guest writes to [`RESET_PORT`].
+pub const RESET_VALUE: u8 = 1;
+/// The sleep type that means S5 (soft off).
+pub const S5_SLEEP_TYPE: u8 = 5;
+
+/// First port of the COM1 UART.
+pub const SERIAL_PORT: u16 = 0x3f8;
+/// GSI of the COM1 UART.
+pub const SERIAL_GSI: u32 = 4;
+
+/// Where a PC kernel leaves 0x1234 when it reboots "warm" (the BIOS data area's reset flag).
+///
+/// With `reboot=panic_warm` on its command line a Linux guest does so only when it reboots because of a panic, which
+/// tells a panic from a reboot without a driver in the guest.
+pub const BDA_RESET_FLAG: u64 = 0x472;
+/// That value.
+pub const BDA_WARM_RESET: u16 = 0x1234;
