@@ -1,1 +1,4 @@
-//! (this room's one-line doc)
+//! The host side of a device: disk files, console sinks and sources. No virtqueue, no KVM.
+
+pub mod console;
+pub mod disk;

@@ -1,1 +1,12 @@
-//! (this room's one-line doc)
+//! The machine's devices: the bus, PCI, virtio, and the few platform devices.
+//!
+//! Every virtio device is three layers in the same order: queue logic (guest memory in, guest memory out, no fd), a
+//! worker (eventfds, a thread), the PCI transport. Nothing here knows KVM: what a device needs of it (an interrupt from
+//! an eventfd, a doorbell to an eventfd, pages the guest may read without an exit) is the [`wiring::Wiring`] trait.
+
+pub mod bus;
+pub mod pci;
+pub mod platform;
+pub mod registers;
+pub mod virtio;
+pub mod wiring;

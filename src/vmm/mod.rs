@@ -1,47 +1,296 @@
 //! The machine: memory, vCPU threads, interrupts, and their assembly. Knows KVM; knows nothing of pods.
+//!
+//! [`Machine::new`] tells the whole boot story; the rooms beside it are its paragraphs.
 
+mod assembly;
+mod control;
+mod error;
+pub mod exits;
+mod facts;
+mod hypervisor;
+mod kick;
+pub mod memory;
+mod postmortem;
+mod stats;
+mod vcpu;
+mod wiring;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 
-use crate::spec::plan::MachinePlan;
-use crate::status::model::{MachineEvent, MachineFacts};
+pub use assembly::ConsoleIo;
+pub use error::MachineError;
 
-/// Why a machine could not be built or started. The text is one sentence with the path or value and the mend.
-#[derive(Debug, thiserror::Error)]
-pub enum MachineError {}
+use self::assembly::{Devices, Parts};
+use self::control::Control;
+use self::error::{kvm, resource};
+use self::exits::ExitCounters;
+use self::hypervisor::Hypervisor;
+use self::kick::Kicker;
+use self::memory::{GuestRam, RamRegion};
+use self::postmortem::{PANIC, Postmortem};
+use self::stats::ExitStatistic;
+use self::vcpu::Vcpu;
+use self::wiring::KvmWiring;
+use crate::backend::console::{ConsoleInput, ConsoleLog};
+use crate::boot::cmdline::{self, CmdlineFacts};
+use crate::boot::{self, BootRequest, EntryPoint};
+use crate::devices::platform::power::PowerRequest;
+use crate::spec::plan::{ConsoleKind, MachinePlan};
+use crate::status::model::{BootStage, EndReason, MachineEvent, MachineFacts, VcpuFacts};
+use crate::x86::cpuid;
 
 /// One virtual machine.
-#[derive(Debug)]
-pub struct Machine {}
+///
+/// Fields are dropped in order: the threads' handles, then the devices and the VM, then the RAM they use.
+pub struct Machine {
+    vcpus: Vec<VcpuSlot>,
+    devices: Devices,
+    control: Arc<Control>,
+    console: Arc<ConsoleLog>,
+    last_words: Arc<Mutex<LastWords>>,
+    ram: GuestRam,
+}
+
+/// A vCPU: waiting, running, or gone.
+struct VcpuSlot {
+    waiting: Option<Vcpu>,
+    thread: Option<JoinHandle<()>>,
+    kicker: Kicker,
+    exits: Arc<ExitCounters>,
+    statistic: Option<ExitStatistic>,
+}
+
+/// What the guest said about its own end.
+#[derive(Debug, Default)]
+struct LastWords {
+    on_console: Option<String>,
+    in_memory: Postmortem,
+}
 
 impl Machine {
-    /// Builds the machine: RAM, kernel, tables, devices, vCPUs. Nothing runs yet.
+    /// Builds the machine: RAM, kernel, tables, devices, vCPUs. Nothing runs yet. The console is our stdin and stdout.
     ///
     /// # Errors
     /// Anything in the plan that cannot be had here: see [`MachineError`].
-    pub fn new(_plan: &MachinePlan) -> Result<Self, MachineError> {
-        Ok(Self {})
+    pub fn new(plan: &MachinePlan) -> Result<Self, MachineError> {
+        let duplicate = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned();
+        let output: OwnedFd =
+            duplicate(io::stdout().as_fd()).map_err(resource("our stdout cannot be the guest's console"))?;
+        let input = duplicate(io::stdin().as_fd()).ok();
+        Self::with_console(plan, ConsoleIo { output, input })
+    }
+
+    /// The same with another console.
+    ///
+    /// # Errors
+    /// As [`Machine::new`].
+    pub fn with_console(plan: &MachinePlan, console_io: ConsoleIo) -> Result<Self, MachineError> {
+        let mib = plan.memory_bytes >> 20;
+        let ram =
+            GuestRam::new(plan.memory_bytes).map_err(|source| MachineError::Memory { mib, source })?;
+        let entry = load(plan, &ram)?;
+        let hypervisor = Hypervisor::new(&ram)?;
+        if usize::from(plan.cpus) > hypervisor.max_vcpus() {
+            return Err(MachineError::TooManyVcpus { asked: plan.cpus, limit: hypervisor.max_vcpus() });
+        }
+
+        let control = Arc::new(Control::default());
+        let last_words = Arc::new(Mutex::new(LastWords::default()));
+        let on_line = line_watcher(Arc::clone(&control), Arc::clone(&last_words));
+        let console =
+            ConsoleLog::new(console_io.output, on_line).map_err(resource("the console cannot be set up"))?;
+        let console = Arc::new(console);
+        let devices = Devices::assemble(Parts {
+            plan,
+            memory: ram.memory(),
+            wiring: Arc::new(KvmWiring::new(Arc::clone(&hypervisor.vm))),
+            control: Arc::clone(&control),
+            console: Arc::clone(&console),
+            input: console_io.input.map(ConsoleInput::new),
+            on_power: power_switch(Arc::clone(&control), Arc::clone(&last_words), &ram),
+        })?;
+        let vcpus = create_vcpus(&hypervisor, plan.cpus, &entry, &devices, &control)?;
+        Ok(Self { vcpus, devices, control, console, last_words, ram })
     }
 
     /// Starts every vCPU. Events arrive on `events` from the machine's own threads, each at most once.
     ///
     /// # Errors
     /// When a thread cannot be created.
-    pub fn start(&mut self, _events: Sender<MachineEvent>) -> Result<(), MachineError> {
+    pub fn start(&mut self, events: Sender<MachineEvent>) -> Result<(), MachineError> {
+        kick::install_signal_handler().map_err(resource("the signal that stops vCPUs cannot be installed"))?;
+        self.control.listen(events);
+        for (id, slot) in self.vcpus.iter_mut().enumerate() {
+            let Some(vcpu) = slot.waiting.take() else { continue };
+            let thread = std::thread::Builder::new().name(format!("vcpu-{id}")).spawn(move || vcpu.run());
+            slot.thread = Some(thread.map_err(resource("a vCPU has no thread"))?);
+        }
         Ok(())
     }
 
     /// What the machine looks like now. Cheap enough for a request, not for a loop.
     #[must_use]
     pub fn facts(&self) -> MachineFacts {
-        MachineFacts::default()
+        let mut exits = BTreeMap::new();
+        let vcpus: Vec<VcpuFacts> = self.vcpus.iter().enumerate().map(|(id, slot)| slot.facts(id as u8)).collect();
+        for (reason, count) in vcpus.iter().flat_map(|vcpu| &vcpu.exits) {
+            *exits.entry(reason.clone()).or_insert(0) += count;
+        }
+        MachineFacts {
+            exits_total: exits.values().sum(),
+            vcpus,
+            memory: facts::memory(&self.ram.host_range()),
+            devices: self.devices.facts(),
+            exits,
+        }
     }
 
-    /// The last lines of the guest's console, newest last, control characters removed.
+    /// The last lines of the guest's console, newest last, control characters removed. When the guest panicked before it
+    /// had a console, these are the last lines of its kernel's log.
     #[must_use]
     pub fn console_tail(&self) -> Vec<String> {
-        Vec::new()
+        let tail = self.console.tail();
+        if tail.is_empty() { lock(&self.last_words).in_memory.log.clone() } else { tail }
     }
 
     /// Stops every vCPU and device worker, flushes the disks, and returns when all threads are gone. Idempotent.
-    pub fn stop(&mut self) {}
+    pub fn stop(&mut self) {
+        self.control.stop();
+        self.console.cancel();
+        for slot in &self.vcpus {
+            if let Some(thread) = &slot.thread {
+                slot.kicker.kick(thread);
+            }
+        }
+        for slot in &mut self.vcpus {
+            if slot.thread.take().is_some_and(|thread| thread.join().is_err()) {
+                tracing::error!("a vCPU thread panicked");
+            }
+        }
+        self.devices.shut_down();
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl std::fmt::Debug for Machine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Machine").field("vcpus", &self.vcpus.len()).finish_non_exhaustive()
+    }
+}
+
+impl VcpuSlot {
+    fn facts(&self, id: u8) -> VcpuFacts {
+        let running = self.thread.as_ref().is_some_and(|thread| !thread.is_finished());
+        VcpuFacts {
+            id,
+            state: if running { "running" } else { "stopped" }.into(),
+            exits: self.exits.by_name(),
+            kvm_exits_total: self.statistic.as_ref().and_then(ExitStatistic::read),
+        }
+    }
+}
+
+/// Puts kernel, initrd, command line and tables into RAM.
+fn load(plan: &MachinePlan, ram: &GuestRam) -> Result<EntryPoint, MachineError> {
+    let facts = CmdlineFacts {
+        console: plan.console,
+        has_initrd: plan.initrd.is_some(),
+        first_disk_readonly: plan.disks.first().map(|disk| disk.readonly),
+    };
+    let cmdline = cmdline::compute(&facts, &plan.cmdline)?;
+    let request = BootRequest {
+        kernel: &plan.kernel,
+        initrd: plan.initrd.as_deref(),
+        cmdline: &cmdline,
+        cpus: plan.cpus,
+        serial: plan.console == ConsoleKind::Serial,
+    };
+    Ok(boot::load(ram.memory(), &request)?)
+}
+
+fn create_vcpus(
+    hypervisor: &Hypervisor,
+    count: u8,
+    entry: &EntryPoint,
+    devices: &Devices,
+    control: &Arc<Control>,
+) -> Result<Vec<VcpuSlot>, MachineError> {
+    let supported = hypervisor.supported_cpuid()?;
+    let mut slots = Vec::with_capacity(count.into());
+    for id in 0..count {
+        let fd = hypervisor.vm.create_vcpu(id.into()).map_err(kvm("KVM cannot create a vCPU"))?;
+        let facts = cpuid::VcpuFacts {
+            id,
+            cpus: count,
+            tsc_deadline: hypervisor.has_tsc_deadline(),
+            tsc_khz: fd.get_tsc_khz().ok(),
+            quirks: Hypervisor::quirks(),
+        };
+        let vcpu = Vcpu::new(fd, id, devices.buses.clone(), Arc::clone(control));
+        vcpu.set_up(&supported, &facts, (id == 0).then_some(entry))?;
+        slots.push(VcpuSlot {
+            kicker: Kicker::new(vcpu.fd()).map_err(resource("a vCPU's shared page cannot be mapped"))?,
+            exits: vcpu.exits(),
+            statistic: ExitStatistic::of(vcpu.fd()),
+            waiting: Some(vcpu),
+            thread: None,
+        });
+    }
+    Ok(slots)
+}
+
+/// Watches the console for the lines that mean something to us.
+fn line_watcher(control: Arc<Control>, last_words: Arc<Mutex<LastWords>>) -> impl Fn(&str) + Send + Sync {
+    move |line| {
+        if is_init(line) {
+            control.reach(BootStage::Init);
+        }
+        if let Some(at) = line.find(PANIC) {
+            lock(&last_words).on_console = line.get(at..).map(str::to_owned);
+        }
+    }
+}
+
+/// Whether a console line says that the guest's init runs: our own, systemd, OpenRC, BusyBox, or the kernel itself.
+fn is_init(line: &str) -> bool {
+    const SIGNS: [&str; 5] =
+        ["nestling-init:", "systemd[1]:", "OpenRC ", "init started: BusyBox", "as init process"];
+    SIGNS.iter().any(|sign| line.contains(sign))
+}
+
+/// What the power registers do: end the machine, and find out why it was reset.
+fn power_switch(
+    control: Arc<Control>,
+    last_words: Arc<Mutex<LastWords>>,
+    ram: &GuestRam,
+) -> Box<dyn Fn(PowerRequest) + Send + Sync> {
+    let memory = ram.memory().clone();
+    let regions: Vec<RamRegion> = ram.regions();
+    Box::new(move |request| {
+        let reason = match request {
+            PowerRequest::Off => EndReason::PowerOff,
+            PowerRequest::Reset if postmortem::reset_after_panic(&memory) => {
+                let mut words = lock(&last_words);
+                words.in_memory = postmortem::examine(&memory, &regions);
+                let message = words.on_console.clone().or_else(|| words.in_memory.message.clone());
+                EndReason::GuestPanic { message }
+            }
+            PowerRequest::Reset => EndReason::Reset,
+        };
+        control.end(reason);
+    })
+}
+
+fn lock(last_words: &Mutex<LastWords>) -> std::sync::MutexGuard<'_, LastWords> {
+    last_words.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,0 +1,318 @@
+//! Where the guest's console goes (our stdout, and a bounded tail for the status) and where its input comes from.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::termios::{self, SetArg, Termios};
+use vmm_sys_util::eventfd::EventFd;
+
+/// Lines kept for the status.
+const TAIL_LINES: usize = 100;
+/// Longer lines are cut.
+const MAX_LINE_BYTES: usize = 512;
+/// A pipe that poll calls writable takes this much without blocking (PIPE_BUF).
+const CHUNK: usize = 4096;
+
+type OnLine = Box<dyn Fn(&str) + Send + Sync>;
+
+/// What the guest writes to its console.
+pub struct ConsoleLog {
+    output: OwnedFd,
+    open: AtomicBool,
+    cancel: EventFd,
+    bytes: AtomicU64,
+    tail: Mutex<Tail>,
+    on_line: OnLine,
+}
+
+#[derive(Debug, Default)]
+struct Tail {
+    lines: VecDeque<String>,
+    current: Vec<u8>,
+}
+
+impl ConsoleLog {
+    /// Copies everything to `output`; calls `on_line` with each whole line, printable characters only.
+    ///
+    /// # Errors
+    /// When the kernel has no descriptor left.
+    pub fn new(output: OwnedFd, on_line: impl Fn(&str) + Send + Sync + 'static) -> io::Result<Self> {
+        Ok(Self {
+            output,
+            open: AtomicBool::new(true),
+            cancel: EventFd::new(libc::EFD_NONBLOCK)?,
+            bytes: AtomicU64::new(0),
+            tail: Mutex::new(Tail::default()),
+            on_line: Box::new(on_line),
+        })
+    }
+
+    /// Takes what the guest wrote. Waits while nobody reads our stdout, until [`ConsoleLog::cancel`].
+    pub fn write(&self, data: &[u8]) {
+        self.bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
+        let lines = self.tail.lock().unwrap_or_else(PoisonError::into_inner).push(data);
+        for line in &lines {
+            (self.on_line)(line);
+        }
+        for chunk in data.chunks(CHUNK) {
+            if self.open.load(Ordering::Relaxed) && self.write_chunk(chunk).is_err() {
+                self.open.store(false, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Bytes the guest wrote so far.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// The last lines, oldest first; an unfinished one counts.
+    #[must_use]
+    pub fn tail(&self) -> Vec<String> {
+        let tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
+        let unfinished = (!tail.current.is_empty()).then(|| printable(&tail.current));
+        tail.lines.iter().cloned().chain(unfinished).collect()
+    }
+
+    /// Nothing waits for our stdout any more: the machine is being stopped.
+    pub fn cancel(&self) {
+        let _ = self.cancel.write(1);
+    }
+
+    fn write_chunk(&self, mut chunk: &[u8]) -> nix::Result<()> {
+        while !chunk.is_empty() {
+            let mut fds = [
+                PollFd::new(self.output.as_fd(), PollFlags::POLLOUT),
+                PollFd::new(borrow(&self.cancel), PollFlags::POLLIN),
+            ];
+            match poll(&mut fds, PollTimeout::NONE) {
+                Err(Errno::EINTR) => continue,
+                Err(errno) => return Err(errno),
+                Ok(_) => {}
+            }
+            let writable = fds[0].revents().is_some_and(|events| !events.is_empty());
+            if !writable {
+                return Err(Errno::ECANCELED);
+            }
+            match nix::unistd::write(&self.output, chunk) {
+                Ok(done) => chunk = chunk.get(done..).unwrap_or_default(),
+                Err(Errno::EINTR | Errno::EAGAIN) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for ConsoleLog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ConsoleLog").field("bytes", &self.bytes()).finish_non_exhaustive()
+    }
+}
+
+impl Tail {
+    /// Adds console bytes and returns the lines they complete.
+    fn push(&mut self, data: &[u8]) -> Vec<String> {
+        let mut completed = Vec::new();
+        for &byte in data {
+            if byte != b'\n' {
+                if self.current.len() < MAX_LINE_BYTES {
+                    self.current.push(byte);
+                }
+                continue;
+            }
+            let line = printable(&self.current);
+            self.current.clear();
+            if self.lines.len() == TAIL_LINES {
+                self.lines.pop_front();
+            }
+            self.lines.push_back(line.clone());
+            completed.push(line);
+        }
+        completed
+    }
+}
+
+/// The text of a console line: no control characters, no escape sequences a terminal would act on.
+#[must_use]
+pub fn printable(line: &[u8]) -> String {
+    let text = String::from_utf8_lossy(line);
+    let mut plain = String::with_capacity(text.len());
+    let mut rest = text.chars();
+    while let Some(c) = rest.next() {
+        match c {
+            '\u{1b}' => skip_escape(&mut rest),
+            '\t' => plain.push(' '),
+            c if c.is_control() => {}
+            c => plain.push(c),
+        }
+    }
+    plain.truncate(plain.trim_end().len());
+    plain
+}
+
+/// Skips the rest of an ANSI control sequence after ESC.
+fn skip_escape(rest: &mut std::str::Chars<'_>) {
+    if rest.clone().next() == Some('[') {
+        rest.next();
+        rest.find(|c| ('@'..='~').contains(c));
+    }
+}
+
+/// Where the guest's console input comes from.
+#[derive(Debug)]
+pub struct ConsoleInput {
+    source: OwnedFd,
+    escape: Escape,
+    /// Puts the terminal back when the VM is gone.
+    _terminal: Option<RawTerminal>,
+}
+
+impl ConsoleInput {
+    /// Reads from `source`. A terminal is switched to raw mode, so that the guest gets every key; `Ctrl-A x` stops the VM.
+    #[must_use]
+    pub fn new(source: OwnedFd) -> Self {
+        let terminal = RawTerminal::enter(&source);
+        let escape = if terminal.is_some() { Escape::Ready } else { Escape::Off };
+        Self { source, escape, _terminal: terminal }
+    }
+
+    /// Reads what is there, at most `room` bytes; `None` when the source ended.
+    pub fn read(&mut self, room: usize) -> Option<Vec<u8>> {
+        let mut data = vec![0; room];
+        match nix::unistd::read(&self.source, &mut data) {
+            Ok(0) => None,
+            Ok(len) => {
+                data.truncate(len);
+                data.retain(|&byte| self.escape.pass(byte));
+                Some(data)
+            }
+            Err(Errno::EINTR | Errno::EAGAIN) => Some(Vec::new()),
+            Err(_) => None,
+        }
+    }
+}
+
+impl AsFd for ConsoleInput {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.source.as_fd()
+    }
+}
+
+/// The terminal's way out: `Ctrl-A x` stops the VM, `Ctrl-A Ctrl-A` sends one Ctrl-A.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Escape {
+    Off,
+    Ready,
+    Started,
+}
+
+impl Escape {
+    const CTRL_A: u8 = 1;
+
+    /// Whether this byte goes to the guest.
+    fn pass(&mut self, byte: u8) -> bool {
+        match (*self, byte) {
+            (Self::Off, _) => true,
+            (Self::Ready, Self::CTRL_A) => {
+                *self = Self::Started;
+                false
+            }
+            (Self::Ready, _) => true,
+            (Self::Started, b'x') => {
+                *self = Self::Ready;
+                // The orderly way to stop, as if it came from outside.
+                let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGTERM);
+                false
+            }
+            (Self::Started, _) => {
+                *self = Self::Ready;
+                true
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct RawTerminal {
+    terminal: OwnedFd,
+    before: Termios,
+}
+
+impl RawTerminal {
+    fn enter(source: &OwnedFd) -> Option<Self> {
+        let before = termios::tcgetattr(source).ok()?;
+        let terminal = source.try_clone().ok()?;
+        let mut raw = before.clone();
+        termios::cfmakeraw(&mut raw);
+        // Output stays cooked: our own log lines share the terminal.
+        raw.output_flags = before.output_flags;
+        termios::tcsetattr(&terminal, SetArg::TCSANOW, &raw).ok()?;
+        Some(Self { terminal, before })
+    }
+}
+
+impl Drop for RawTerminal {
+    fn drop(&mut self) {
+        let _ = termios::tcsetattr(&self.terminal, SetArg::TCSANOW, &self.before);
+    }
+}
+
+fn borrow(event: &EventFd) -> BorrowedFd<'_> {
+    // SAFETY: the descriptor is open as long as `event` is borrowed.
+    unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    #[test]
+    fn lines_are_plain_and_bounded() {
+        let (reader, writer) = nix::unistd::pipe().unwrap();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let log = Arc::clone(&seen);
+        let console = ConsoleLog::new(writer, move |line| log.lock().unwrap().push(line.to_owned())).unwrap();
+        console.write(b"one\r\n\x1b[31mtwo\x1b[0m\xff\x07\nunfin");
+        assert_eq!(*seen.lock().unwrap(), ["one", "two\u{fffd}"]);
+        assert_eq!(console.tail(), ["one", "two\u{fffd}", "unfin"]);
+        console.write(&[b'x'; 2000]);
+        for _ in 0..150 {
+            console.write(b"\n");
+        }
+        assert_eq!(console.tail().len(), TAIL_LINES);
+        let mut copied = [0; 16];
+        assert_eq!(nix::unistd::read(&reader, &mut copied[..4]).unwrap(), 4);
+        assert_eq!(copied[..4], *b"one\r");
+    }
+
+    #[test]
+    fn nobody_reading_stops_only_until_cancelled() {
+        let (_reader, writer) = nix::unistd::pipe().unwrap();
+        let console = Arc::new(ConsoleLog::new(writer, |_| {}).unwrap());
+        let blocked = Arc::clone(&console);
+        let thread = std::thread::spawn(move || blocked.write(&vec![b'x'; 1 << 20]));
+        while console.bytes() == 0 {
+            std::thread::yield_now();
+        }
+        console.cancel();
+        thread.join().unwrap();
+        assert_eq!(console.bytes(), 1 << 20);
+    }
+
+    #[test]
+    fn the_escape_key_is_taken_out_of_a_terminals_input() {
+        let mut escape = Escape::Ready;
+        let passed: Vec<u8> = [b'a', 1, 1, b'b', 1, b'c'].into_iter().filter(|&b| escape.pass(b)).collect();
+        assert_eq!(passed, [b'a', 1, b'b', b'c']);
+        let mut off = Escape::Off;
+        assert!(off.pass(1) && off.pass(b'x'));
+    }
+}

@@ -1,0 +1,263 @@
+//! MSI-X (PCI 3.0 §6.8.2): a table of interrupt messages, each behind an eventfd that the kernel turns into the interrupt.
+
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::devices::registers::{PAGE, RegisterPages};
+use crate::devices::wiring::{Gsi, MsiMessage, Wiring};
+
+/// Capability id of MSI-X.
+pub const CAPABILITY_ID: u8 = 0x11;
+/// Offset of the pending bit array in the table's page.
+const PBA_OFFSET: usize = PAGE / 2;
+/// Bytes per table entry.
+const ENTRY: usize = 16;
+/// More vectors than this do not fit before the pending bit array.
+pub const MAX_VECTORS: u16 = (PBA_OFFSET / ENTRY) as u16;
+/// Message control: MSI-X enable.
+const CONTROL_ENABLE: u16 = 1 << 15;
+/// Message control: all vectors masked.
+const CONTROL_MASK_ALL: u16 = 1 << 14;
+/// Vector control: this vector masked.
+const VECTOR_MASKED: u32 = 1;
+
+struct Vector {
+    gsi: Gsi,
+    event: EventFd,
+}
+
+#[derive(Default)]
+struct State {
+    control: u16,
+    routed: Vec<Option<MsiMessage>>,
+}
+
+/// One function's MSI-X table. Shared by the transport (which a guest programs) and the workers (which signal).
+pub struct Msix {
+    page: RegisterPages,
+    wiring: Arc<dyn Wiring>,
+    vectors: Vec<Vector>,
+    state: Mutex<State>,
+    signals: AtomicU64,
+}
+
+impl Msix {
+    /// A table of `count` vectors on `page`, every vector masked.
+    ///
+    /// # Errors
+    /// When an eventfd or its interrupt cannot be had.
+    pub fn new(page: RegisterPages, count: u16, wiring: Arc<dyn Wiring>) -> io::Result<Self> {
+        let count = count.min(MAX_VECTORS);
+        let vectors = (0..count)
+            .map(|_| wiring.new_msi().map(|(gsi, event)| Vector { gsi, event }))
+            .collect::<io::Result<Vec<_>>>()?;
+        let state = State { control: 0, routed: vec![None; vectors.len()] };
+        let msix = Self { page, wiring, vectors, state: Mutex::new(state), signals: AtomicU64::new(0) };
+        msix.mask_every_entry();
+        Ok(msix)
+    }
+
+    /// The capability's body after id and next pointer, and its writable bits: control, table and PBA location in BAR 0.
+    #[must_use]
+    pub fn capability(&self, bar_page: u32) -> ([u8; 10], [u8; 2]) {
+        let table = bar_page * PAGE as u32;
+        let mut body = [0; 10];
+        body[0..2].copy_from_slice(&(self.vectors.len().saturating_sub(1) as u16).to_le_bytes());
+        body[2..6].copy_from_slice(&table.to_le_bytes());
+        body[6..10].copy_from_slice(&(table + PBA_OFFSET as u32).to_le_bytes());
+        (body, (CONTROL_ENABLE | CONTROL_MASK_ALL).to_le_bytes())
+    }
+
+    /// Number of vectors.
+    #[must_use]
+    pub fn len(&self) -> u16 {
+        self.vectors.len() as u16
+    }
+
+    /// Whether there is no vector at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.vectors.is_empty()
+    }
+
+    /// Interrupts signalled so far, those held back by a mask included.
+    #[must_use]
+    pub fn signals(&self) -> u64 {
+        self.signals.load(Ordering::Relaxed)
+    }
+
+    /// The guest wrote the capability's message control.
+    pub fn set_control(&self, control: u16) {
+        let mut state = self.lock();
+        state.control = control;
+        self.apply(&mut state);
+    }
+
+    /// The guest wrote the table's page. Aligned 4- and 8-byte writes are what the specification allows; others are dropped.
+    pub fn write_table(&self, offset: usize, data: &[u8]) {
+        let in_table = offset + data.len() <= self.vectors.len() * ENTRY;
+        if !(matches!(data.len(), 4 | 8) && offset.is_multiple_of(data.len()) && in_table) {
+            return;
+        }
+        let mut state = self.lock();
+        self.page.write(offset, data);
+        self.apply(&mut state);
+    }
+
+    /// Raises `vector`, or remembers it as pending while it is masked. A vector that is not there is nobody's interrupt.
+    pub fn signal(&self, vector: u16) {
+        let Some(entry) = self.vectors.get(usize::from(vector)) else { return };
+        self.signals.fetch_add(1, Ordering::Relaxed);
+        let state = self.lock();
+        if self.is_open(&state, vector.into()) {
+            raise(&entry.event);
+        } else {
+            self.set_pending(vector.into(), true);
+        }
+    }
+
+    /// Back to power-on: disabled, every vector masked, nothing pending.
+    pub fn reset(&self) {
+        let mut state = self.lock();
+        state.control = 0;
+        self.page.write(PBA_OFFSET, &[0; PAGE - PBA_OFFSET]);
+        self.mask_every_entry();
+        self.apply(&mut state);
+    }
+
+    /// Brings routes in line with the table, in one update, then delivers what was pending behind a mask.
+    fn apply(&self, state: &mut State) {
+        let enabled = state.control & CONTROL_ENABLE != 0;
+        let mut changes = Vec::new();
+        for (index, vector) in self.vectors.iter().enumerate() {
+            let open = self.is_open(state, index);
+            // A masked vector keeps its old route: nothing is signalled through it, and most masks are short.
+            let wanted = if open { Some(self.message(index)) } else { state.routed[index].filter(|_| enabled) };
+            if wanted != state.routed[index] {
+                state.routed[index] = wanted;
+                changes.push((vector.gsi, wanted));
+            }
+        }
+        if !changes.is_empty() {
+            if let Err(error) = self.wiring.route_msi(&changes) {
+                tracing::warn!(%error, "an interrupt route could not be set; the guest will miss this device's interrupts");
+            }
+        }
+        for (index, vector) in self.vectors.iter().enumerate() {
+            if self.is_pending(index) && self.is_open(state, index) {
+                self.set_pending(index, false);
+                raise(&vector.event);
+            }
+        }
+    }
+
+    fn is_open(&self, state: &State, vector: usize) -> bool {
+        let entry_masked = self.page.u32(vector * ENTRY + 12) & VECTOR_MASKED != 0;
+        state.control & (CONTROL_ENABLE | CONTROL_MASK_ALL) == CONTROL_ENABLE && !entry_masked
+    }
+
+    fn message(&self, vector: usize) -> MsiMessage {
+        let entry = vector * ENTRY;
+        let address = u64::from(self.page.u32(entry)) | u64::from(self.page.u32(entry + 4)) << 32;
+        MsiMessage { address, data: self.page.u32(entry + 8) }
+    }
+
+    fn mask_every_entry(&self) {
+        for index in 0..self.vectors.len() {
+            self.page.write(index * ENTRY, &[0; 12]);
+            self.page.set_u32(index * ENTRY + 12, VECTOR_MASKED);
+        }
+    }
+
+    fn is_pending(&self, vector: usize) -> bool {
+        self.page.u8(PBA_OFFSET + vector / 8) & (1 << (vector % 8)) != 0
+    }
+
+    fn set_pending(&self, vector: usize, pending: bool) {
+        let (at, bit) = (PBA_OFFSET + vector / 8, 1 << (vector % 8));
+        let old = self.page.u8(at);
+        self.page.set_u8(at, if pending { old | bit } else { old & !bit });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl std::fmt::Debug for Msix {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Msix").field("vectors", &self.vectors.len()).finish_non_exhaustive()
+    }
+}
+
+/// An eventfd write fails only when its counter is full, and then the interrupt is on its way already.
+fn raise(event: &EventFd) {
+    let _ = event.write(1);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::wiring::mock::MockWiring;
+
+    fn msix(wiring: &Arc<MockWiring>) -> Msix {
+        let wiring: Arc<dyn Wiring> = wiring.clone();
+        Msix::new(RegisterPages::new(1).unwrap(), 2, wiring).unwrap()
+    }
+
+    fn program(msix: &Msix, vector: usize, data: u32) {
+        msix.write_table(vector * 16, &0xfee0_0000_u64.to_le_bytes());
+        msix.write_table(vector * 16 + 8, &data.to_le_bytes());
+        msix.write_table(vector * 16 + 12, &[0; 4]);
+    }
+
+    #[test]
+    fn a_vector_is_routed_once_when_it_opens() {
+        let wiring = Arc::new(MockWiring::default());
+        let msix = msix(&wiring);
+        msix.set_control(0xc000);
+        program(&msix, 0, 0x41);
+        program(&msix, 1, 0x42);
+        assert_eq!(wiring.route_updates(), 0, "nothing to route while all is masked");
+        msix.set_control(0x8000);
+        assert_eq!(wiring.route_updates(), 1, "both vectors in one update");
+        msix.signal(1);
+        assert_eq!(wiring.raised(1), 1);
+        msix.write_table(12, &[1, 0, 0, 0]);
+        msix.write_table(12, &[0, 0, 0, 0]);
+        assert_eq!(wiring.route_updates(), 1, "masking and unmasking changes no route");
+    }
+
+    #[test]
+    fn a_masked_interrupt_stays_pending_until_the_mask_is_lifted() {
+        let wiring = Arc::new(MockWiring::default());
+        let msix = msix(&wiring);
+        msix.set_control(0x8000);
+        program(&msix, 0, 0x41);
+        msix.write_table(12, &[1, 0, 0, 0]);
+        msix.signal(0);
+        msix.signal(0);
+        assert_eq!(wiring.raised(0), 0);
+        assert_eq!(msix.page.u8(PBA_OFFSET), 1);
+        msix.write_table(12, &[0; 4]);
+        assert_eq!(wiring.raised(0), 1);
+        assert_eq!(msix.page.u8(PBA_OFFSET), 0);
+    }
+
+    #[test]
+    fn odd_writes_and_absent_vectors_change_nothing() {
+        let wiring = Arc::new(MockWiring::default());
+        let msix = msix(&wiring);
+        for (offset, len) in [(0, 1), (2, 4), (4, 8), (32, 4), (0x800, 4), (4092, 8)] {
+            msix.write_table(offset, &[0xff; 8][..len]);
+        }
+        assert_eq!(msix.page.u32(0), 0);
+        assert_eq!(msix.page.u32(0x800), 0);
+        msix.signal(2);
+        msix.signal(0xffff);
+        assert_eq!(msix.signals(), 0);
+    }
+}

@@ -1,0 +1,4 @@
+//! The few devices that are not on PCI.
+
+pub mod power;
+pub mod serial;

@@ -1,0 +1,130 @@
+//! One virtio-blk request (virtio 1.2 §5.2.6): a header to read, data, a status byte to write.
+//!
+//! The standard does not fix how these are cut into descriptors (§2.7.4), so they are taken as two byte streams.
+
+use virtio_queue::DescriptorChain;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
+
+use crate::devices::virtio::Fault;
+
+/// Bytes of the device id GET_ID returns.
+pub(super) const ID_BYTES: usize = 20;
+const HEADER_BYTES: usize = 16;
+
+/// What the driver asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Operation {
+    /// VIRTIO_BLK_T_IN.
+    Read,
+    /// VIRTIO_BLK_T_OUT.
+    Write,
+    /// VIRTIO_BLK_T_FLUSH.
+    Flush,
+    /// VIRTIO_BLK_T_GET_ID.
+    GetId,
+    /// Anything else.
+    Unknown(u32),
+}
+
+impl From<u32> for Operation {
+    fn from(kind: u32) -> Self {
+        match kind {
+            0 => Self::Read,
+            1 => Self::Write,
+            4 => Self::Flush,
+            8 => Self::GetId,
+            other => Self::Unknown(other),
+        }
+    }
+}
+
+/// A request whose buffers all lie in guest memory.
+#[derive(Debug)]
+pub(super) struct Request<'m> {
+    pub(super) operation: Operation,
+    pub(super) sector: u64,
+    /// The buffers to fill (read, id) or to take from (write).
+    pub(super) data: Vec<VolatileSlice<'m>>,
+    pub(super) data_bytes: u64,
+    /// Where the status byte goes.
+    pub(super) status: GuestAddress,
+}
+
+impl<'m> Request<'m> {
+    /// Takes a chain apart.
+    pub(super) fn parse(
+        memory: &'m GuestMemoryMmap,
+        chain: DescriptorChain<&GuestMemoryMmap>,
+    ) -> Result<Self, Fault> {
+        let mut readable = Vec::new();
+        let mut writable = Vec::new();
+        let mut last_writable = None;
+        for descriptor in chain {
+            let (address, len) = (descriptor.addr(), descriptor.len() as usize);
+            let side = if descriptor.is_write_only() {
+                last_writable = address.0.checked_add(len as u64).and_then(|end| end.checked_sub(1));
+                &mut writable
+            } else {
+                &mut readable
+            };
+            let outside = |_| Fault::Chain("a buffer lies outside guest memory");
+            for slice in memory.get_slices(address, len) {
+                side.push(slice.map_err(outside)?);
+            }
+        }
+        let header = take_front(&mut readable).ok_or(Fault::Chain("the request has no header"))?;
+        let status = last_writable.ok_or(Fault::Chain("the request has no status byte"))?;
+        drop_last_byte(&mut writable).ok_or(Fault::Chain("the request has no status byte"))?;
+
+        let kind = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
+        let mut sector = [0; 8];
+        sector.copy_from_slice(&header[8..]);
+        let operation = Operation::from(kind);
+        let data = if operation == Operation::Write { readable } else { writable };
+        let data_bytes = data.iter().map(|slice| slice.len() as u64).sum();
+        let sector = u64::from_le_bytes(sector);
+        Ok(Self { operation, sector, data, data_bytes, status: GuestAddress(status) })
+    }
+
+    /// Fills the data buffers with `bytes`, as far as they reach, and returns how far that was.
+    pub(super) fn fill(&self, bytes: &[u8]) -> u32 {
+        let mut rest = bytes;
+        for slice in &self.data {
+            // A volatile slice takes as much as it has room for.
+            let done = slice.write(rest, 0).unwrap_or(0);
+            rest = &rest[done..];
+            if rest.is_empty() {
+                break;
+            }
+        }
+        (bytes.len() - rest.len()) as u32
+    }
+}
+
+/// Takes the header off the front of a byte stream.
+fn take_front(stream: &mut Vec<VolatileSlice<'_>>) -> Option<[u8; HEADER_BYTES]> {
+    let mut header = [0; HEADER_BYTES];
+    let mut filled = 0;
+    while filled < HEADER_BYTES {
+        let first = *stream.first()?;
+        let taken = first.len().min(HEADER_BYTES - filled);
+        first.read_slice(&mut header[filled..filled + taken], 0).ok()?;
+        filled += taken;
+        if taken == first.len() {
+            stream.remove(0);
+        } else {
+            stream[0] = first.offset(taken).ok()?;
+        }
+    }
+    Some(header)
+}
+
+/// Takes the status byte off the end of a byte stream.
+fn drop_last_byte(stream: &mut Vec<VolatileSlice<'_>>) -> Option<()> {
+    let last = stream.pop()?;
+    let rest = last.subslice(0, last.len().checked_sub(1)?).ok()?;
+    if !rest.is_empty() {
+        stream.push(rest);
+    }
+    Some(())
+}

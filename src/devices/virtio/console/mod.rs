@@ -1,0 +1,129 @@
+//! virtio-console (virtio 1.2 §5.3), one port: the guest's `hvc0`.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use virtio_queue::DescriptorChain;
+use vm_memory::GuestMemoryMmap;
+
+use super::queue::Queues;
+use super::{Fault, HostSource, Kind, Listen, VirtioDevice};
+use crate::backend::console::{ConsoleInput, ConsoleLog};
+
+const RECEIVE: usize = 0;
+const TRANSMIT: usize = 1;
+/// Input read at once.
+const INPUT_BYTES: usize = 1024;
+/// More than this in one chain is no console output.
+const MAX_OUTPUT_BYTES: usize = 1 << 20;
+
+/// The console device.
+#[derive(Debug)]
+pub struct Console {
+    log: Arc<ConsoleLog>,
+    input: Option<ConsoleInput>,
+    /// Input read from the host that the guest has no buffer for yet.
+    pending: Vec<u8>,
+    received: Arc<AtomicU64>,
+}
+
+impl Console {
+    /// A console that writes to `log` and reads from `input`.
+    #[must_use]
+    pub fn new(log: Arc<ConsoleLog>, input: Option<ConsoleInput>) -> Self {
+        Self { log, input, pending: Vec::new(), received: Arc::new(AtomicU64::new(0)) }
+    }
+}
+
+impl VirtioDevice for Console {
+    fn kind(&self) -> Kind {
+        Kind { id: 3, name: "virtio-console", class: [0x07, 0x80] }
+    }
+
+    fn queue_sizes(&self) -> &'static [u16] {
+        &[64, 64]
+    }
+
+    /// `cols`, `rows`, `max_nr_ports`, `emerg_wr`: none is offered, so all are zero.
+    fn config(&self) -> Vec<u8> {
+        vec![0; 12]
+    }
+
+    fn on_queue(&mut self, queues: &mut Queues, index: usize) -> Result<(), Fault> {
+        match (index, queues.get(index)) {
+            (TRANSMIT, Some(queue)) => queue.serve(|memory, chain| transmit(&self.log, memory, chain)),
+            // New receive buffers: the worker calls `on_host` next when input is waiting for them.
+            _ => Ok(()),
+        }
+    }
+
+    fn host_source(&self) -> Option<HostSource> {
+        self.input.as_ref().map(|input| HostSource { fd: input.as_fd().as_raw_fd() })
+    }
+
+    fn on_host(&mut self, queues: &mut Queues) -> Result<Listen, Fault> {
+        let Some(input) = self.input.as_mut() else { return Ok(Listen::No) };
+        if self.pending.is_empty() {
+            match input.read(INPUT_BYTES) {
+                Some(data) => self.pending = data,
+                None => {
+                    self.input = None;
+                    return Ok(Listen::No);
+                }
+            }
+        }
+        let Some(queue) = queues.get(RECEIVE) else { return Ok(Listen::Later) };
+        while !self.pending.is_empty() {
+            let mut taken = 0;
+            let served = queue.serve_one(|memory, chain| {
+                taken = receive(&self.pending, memory, chain)?;
+                Ok(taken as u32)
+            })?;
+            self.received.fetch_add(taken as u64, Ordering::Relaxed);
+            self.pending.drain(..taken);
+            if !served {
+                return Ok(Listen::Later);
+            }
+        }
+        Ok(Listen::Yes)
+    }
+
+    fn counters(&self) -> Box<dyn Fn() -> BTreeMap<String, u64> + Send + Sync> {
+        let (log, received) = (Arc::clone(&self.log), Arc::clone(&self.received));
+        Box::new(move || {
+            let received = received.load(Ordering::Relaxed);
+            BTreeMap::from([("bytes_out".into(), log.bytes()), ("bytes_in".into(), received)])
+        })
+    }
+}
+
+fn transmit(
+    log: &ConsoleLog,
+    memory: &GuestMemoryMmap,
+    chain: DescriptorChain<&GuestMemoryMmap>,
+) -> Result<u32, Fault> {
+    let mut reader = chain.reader(memory)?;
+    if reader.available_bytes() > MAX_OUTPUT_BYTES {
+        return Err(Fault::Chain("more than 1 MiB in one console buffer"));
+    }
+    let mut buffer = [0; 4096];
+    while let Ok(len @ 1..) = reader.read(&mut buffer) {
+        log.write(&buffer[..len]);
+    }
+    Ok(0)
+}
+
+fn receive(
+    pending: &[u8],
+    memory: &GuestMemoryMmap,
+    chain: DescriptorChain<&GuestMemoryMmap>,
+) -> Result<usize, Fault> {
+    let mut writer = chain.writer(memory)?;
+    match writer.write(pending) {
+        Ok(0) | Err(_) => Err(Fault::Chain("a console receive buffer has no room")),
+        Ok(len) => Ok(len),
+    }
+}

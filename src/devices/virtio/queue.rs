@@ -1,0 +1,134 @@
+//! A device's view of one virtqueue: take a chain, give it back, interrupt when the driver asked for it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::Fault;
+use crate::devices::pci::msix::Msix;
+
+/// ISR status: a queue was used (virtio 1.2 §4.1.4.5).
+pub const ISR_QUEUE: u8 = 1;
+/// ISR status: the configuration changed.
+pub const ISR_CONFIG: u8 = 2;
+
+/// One descriptor chain, borrowed from guest memory.
+pub type Chain<'m> = DescriptorChain<&'m GuestMemoryMmap>;
+
+/// Signals one of a function's interrupts.
+#[derive(Debug, Clone)]
+pub struct Interrupt {
+    /// The function's vectors.
+    pub msix: Arc<Msix>,
+    /// The vector the driver chose, which may be none (0xffff).
+    pub vector: u16,
+    /// ISR status, for a driver without MSI-X.
+    pub isr: Arc<AtomicU8>,
+    /// The ISR bit to set.
+    pub cause: u8,
+}
+
+impl Interrupt {
+    /// Raises it.
+    pub fn signal(&self) {
+        self.isr.fetch_or(self.cause, Ordering::Relaxed);
+        self.msix.signal(self.vector);
+    }
+}
+
+/// One virtqueue the driver enabled.
+#[derive(Debug)]
+pub struct DeviceQueue {
+    queue: Queue,
+    memory: GuestMemoryMmap,
+    interrupt: Interrupt,
+    notify: EventFd,
+}
+
+impl DeviceQueue {
+    /// A queue whose rings were checked to lie in `memory`. `notify` is its doorbell.
+    #[must_use]
+    pub fn new(queue: Queue, memory: GuestMemoryMmap, interrupt: Interrupt, notify: EventFd) -> Self {
+        Self { queue, memory, interrupt, notify }
+    }
+
+    /// The doorbell.
+    #[must_use]
+    pub fn notify(&self) -> &EventFd {
+        &self.notify
+    }
+
+    /// Serves every chain that is available: `serve` returns how many bytes it wrote into the chain.
+    ///
+    /// A driver that adds chains as fast as they are served gets one ring's worth, then its doorbell rings again, so a
+    /// worker always comes back to look at its other events.
+    ///
+    /// # Errors
+    /// What `serve` returns, and a broken ring.
+    pub fn serve(
+        &mut self,
+        mut serve: impl FnMut(&GuestMemoryMmap, Chain<'_>) -> Result<u32, Fault>,
+    ) -> Result<(), Fault> {
+        let mut budget = self.queue.size();
+        loop {
+            self.queue.disable_notification(&self.memory)?;
+            while let Some(chain) = self.queue.iter(&self.memory)?.next() {
+                let head = chain.head_index();
+                let written = serve(&self.memory, chain)?;
+                self.queue.add_used(&self.memory, head, written)?;
+                budget = budget.saturating_sub(1);
+                if budget == 0 {
+                    break;
+                }
+            }
+            self.interrupt_if_wanted()?;
+            if !self.queue.enable_notification(&self.memory)? {
+                return Ok(());
+            }
+            if budget == 0 {
+                // Fails only when the doorbell's counter is full, and then it rings anyway.
+                let _ = self.notify.write(1);
+                return Ok(());
+            }
+        }
+    }
+
+    /// Serves at most one chain; `false` when there is none.
+    ///
+    /// # Errors
+    /// What `serve` returns, and a broken ring.
+    pub fn serve_one(
+        &mut self,
+        serve: impl FnOnce(&GuestMemoryMmap, Chain<'_>) -> Result<u32, Fault>,
+    ) -> Result<bool, Fault> {
+        let Some(chain) = self.queue.iter(&self.memory)?.next() else {
+            return Ok(false);
+        };
+        let head = chain.head_index();
+        let written = serve(&self.memory, chain)?;
+        self.queue.add_used(&self.memory, head, written)?;
+        self.interrupt_if_wanted()?;
+        Ok(true)
+    }
+
+    fn interrupt_if_wanted(&mut self) -> Result<(), Fault> {
+        if self.queue.needs_notification(&self.memory)? {
+            self.interrupt.signal();
+        }
+        Ok(())
+    }
+}
+
+/// A device's queues by index; one the driver did not enable is not there.
+#[derive(Debug, Default)]
+pub struct Queues(pub Vec<Option<DeviceQueue>>);
+
+impl Queues {
+    /// Queue `index`, if the driver enabled it.
+    pub fn get(&mut self, index: usize) -> Option<&mut DeviceQueue> {
+        self.0.get_mut(index)?.as_mut()
+    }
+}

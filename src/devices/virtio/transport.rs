@@ -1,0 +1,403 @@
+//! virtio over PCI (virtio 1.2 §4.1): one PCI function with one BAR of four pages.
+//!
+//! | page | what | how a guest's access ends |
+//! |---|---|---|
+//! | 0 | common configuration, then device configuration | reads from memory, writes trap |
+//! | 1 | MSI-X table and pending bits | reads from memory, writes trap |
+//! | 2 | ISR status | reads trap, because they clear it; a driver with MSI-X never does |
+//! | 3 | doorbells, one per queue | the kernel turns writes into eventfds |
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use virtio_queue::{Queue, QueueT};
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::common::{self, Alarm, CommonConfig, Follow, QueueSetup};
+use super::queue::{DeviceQueue, ISR_CONFIG, ISR_QUEUE, Interrupt, Queues};
+use super::worker::{OnFault, SharedDevice, Worker};
+use super::{F_EVENT_IDX, Fault, Kind};
+use crate::devices::pci::config::{ConfigSpace, Identity};
+use crate::devices::pci::msix::{self, Msix};
+use crate::devices::pci::root::PciFunction;
+use crate::devices::registers::{PAGE, RegisterPages};
+use crate::devices::wiring::Wiring;
+use crate::status::model::DeviceFacts;
+
+/// Size of BAR 0 in bytes.
+pub const BAR_SIZE: u32 = 4 * PAGE as u32;
+const MSIX_PAGE: usize = 1;
+const ISR_PAGE: usize = 2;
+const DOORBELL_PAGE: usize = 3;
+/// Pages from the start of the BAR that a guest may read from memory.
+const READABLE_PAGES: usize = 2;
+/// Where the device configuration starts.
+const DEVICE_CONFIG: usize = PAGE / 2;
+/// Distance of two queues' doorbells.
+const DOORBELL_STRIDE: u32 = 4;
+
+const VENDOR: u16 = 0x1af4;
+/// PCI device id of virtio device type 0 (virtio 1.2 §4.1.2).
+const DEVICE_BASE: u16 = 0x1040;
+const VENDOR_CAPABILITY: u8 = 0x09;
+const CAP_COMMON: u8 = 1;
+const CAP_NOTIFY: u8 = 2;
+const CAP_ISR: u8 = 3;
+const CAP_DEVICE: u8 = 4;
+const CAP_PCI_ACCESS: u8 = 5;
+
+/// What a transport needs from the machine.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// Guest RAM, where the queues are.
+    pub memory: GuestMemoryMmap,
+    /// Interrupts, doorbells, readable pages.
+    pub wiring: Arc<dyn Wiring>,
+    /// The function's configuration page.
+    pub config_page: RegisterPages,
+    /// Where BAR 0 starts out.
+    pub bar: u32,
+    /// Which readable mapping is this function's.
+    pub slot: u32,
+}
+
+/// One virtio device as a PCI function.
+pub struct VirtioPci {
+    kind: Kind,
+    device: SharedDevice,
+    counters: Box<dyn Fn() -> std::collections::BTreeMap<String, u64> + Send + Sync>,
+    backend: Option<String>,
+    memory: GuestMemoryMmap,
+    wiring: Arc<dyn Wiring>,
+    slot: u32,
+    registers: RegisterPages,
+    msix: Arc<Msix>,
+    isr: Arc<AtomicU8>,
+    doorbells: Vec<EventFd>,
+    msix_capability: usize,
+    access_capability: usize,
+    alarm: Alarm,
+    /// Whether a worker runs, readable without the lock.
+    active: AtomicBool,
+    /// Where BAR 0 answers, or 0: every vCPU looks here on every access to the window.
+    bar: AtomicU64,
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    config: ConfigSpace,
+    common: CommonConfig,
+    worker: Option<Worker>,
+    /// Where the readable pages and the doorbells are wired now.
+    wired: Wired,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Wired {
+    readable: Option<u64>,
+    doorbells: Option<u64>,
+}
+
+impl VirtioPci {
+    /// Puts `device` behind a PCI function.
+    ///
+    /// # Errors
+    /// When its interrupts, doorbells or register pages cannot be had.
+    pub fn new(device: SharedDevice, context: Context) -> io::Result<Arc<Self>> {
+        let Context { memory, wiring, config_page, bar, slot } = context;
+        let guard = device.lock().unwrap_or_else(PoisonError::into_inner);
+        let (kind, queue_sizes) = (guard.kind(), guard.queue_sizes());
+        let registers = RegisterPages::new(ISR_PAGE)?;
+        registers.write(DEVICE_CONFIG, &guard.config());
+        let vectors = queue_sizes.len() as u16 + 1;
+        let msix = Arc::new(Msix::new(registers.slice(MSIX_PAGE, 1), vectors, Arc::clone(&wiring))?);
+        let common = CommonConfig::new(registers.slice(0, 1), guard.features(), queue_sizes, vectors);
+        let doorbells = queue_sizes
+            .iter()
+            .map(|_| EventFd::new(libc::EFD_NONBLOCK))
+            .collect::<io::Result<Vec<EventFd>>>()?;
+        let (counters, backend) = (guard.counters(), guard.backend());
+        drop(guard);
+
+        let mut config = ConfigSpace::new(config_page, identity(kind));
+        config.set_bar(bar, BAR_SIZE);
+        let access_capability = add_virtio_capabilities(&mut config, queue_sizes.len() as u32);
+        let (body, writable) = msix.capability(MSIX_PAGE as u32);
+        let msix_capability = config.add_capability(msix::CAPABILITY_ID, &body, &writable);
+
+        let inner = Inner { config, common, worker: None, wired: Wired::default() };
+        Ok(Arc::new(Self {
+            kind,
+            device,
+            counters,
+            backend,
+            memory,
+            wiring,
+            slot,
+            registers,
+            msix,
+            isr: Arc::new(AtomicU8::new(0)),
+            doorbells,
+            msix_capability,
+            access_capability,
+            alarm: inner.common.alarm().clone(),
+            active: AtomicBool::new(false),
+            bar: AtomicU64::new(0),
+            inner: Mutex::new(inner),
+        }))
+    }
+
+    /// Stops the worker for good; what the device held back is written out.
+    pub fn shut_down(&self) {
+        self.reset(&mut self.lock());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn start(&self, inner: &mut Inner) {
+        let on_fault = self.on_fault();
+        match self.collect_queues(&inner.common) {
+            Ok(queues) => match Worker::spawn(Arc::clone(&self.device), queues, on_fault) {
+                Ok(worker) => {
+                    inner.worker = Some(worker);
+                    self.active.store(true, Ordering::Relaxed);
+                }
+                Err(error) => {
+                    tracing::error!(device = self.kind.name, %error, "the device has no worker thread");
+                    let _ = self.alarm.raise();
+                }
+            },
+            Err(fault) => on_fault(fault),
+        }
+    }
+
+    /// What happens when the guest broke a queue. A worker calls it, so it takes no lock a vCPU may hold.
+    fn on_fault(&self) -> OnFault {
+        let (name, alarm, isr, msix) =
+            (self.kind.name, self.alarm.clone(), Arc::clone(&self.isr), Arc::clone(&self.msix));
+        Box::new(move |fault| {
+            tracing::warn!(device = name, %fault, "the device stopped and waits to be reset");
+            let vector = alarm.raise();
+            isr.fetch_or(ISR_CONFIG, Ordering::Relaxed);
+            msix.signal(vector);
+        })
+    }
+
+    fn reset(&self, inner: &mut Inner) {
+        if let Some(worker) = inner.worker.take() {
+            worker.stop();
+        }
+        self.active.store(false, Ordering::Relaxed);
+        for doorbell in &self.doorbells {
+            let _ = doorbell.read();
+        }
+        self.isr.store(0, Ordering::Relaxed);
+        inner.common.reset();
+    }
+
+    fn collect_queues(&self, common: &CommonConfig) -> Result<Queues, Fault> {
+        let event_idx = common.accepted() & F_EVENT_IDX != 0;
+        let collect = |(setup, doorbell): (&QueueSetup, &EventFd)| {
+            if !setup.enabled {
+                return Ok(None);
+            }
+            let queue = ring(setup, event_idx, &self.memory)?;
+            let interrupt = Interrupt {
+                msix: Arc::clone(&self.msix),
+                vector: setup.vector,
+                isr: Arc::clone(&self.isr),
+                cause: ISR_QUEUE,
+            };
+            let doorbell = doorbell.try_clone().map_err(|_| Fault::Chain("the host has no file descriptor left"))?;
+            Ok(Some(DeviceQueue::new(queue, self.memory.clone(), interrupt, doorbell)))
+        };
+        common.queues().iter().zip(&self.doorbells).map(collect).collect::<Result<_, _>>().map(Queues)
+    }
+
+    /// Brings the readable pages and the doorbells to where BAR 0 is now.
+    fn rewire(&self, inner: &mut Inner) {
+        let bar = inner.config.bar();
+        self.bar.store(bar.unwrap_or(0), Ordering::Relaxed);
+        let wanted = Wired { readable: bar, doorbells: bar.filter(|_| inner.worker.is_some()) };
+        if wanted == inner.wired {
+            return;
+        }
+        if wanted.readable != inner.wired.readable {
+            let pages = self.registers.slice(0, READABLE_PAGES);
+            if let Err(error) = self.wiring.map_readable(self.slot, wanted.readable, &pages) {
+                tracing::debug!(device = self.kind.name, %error, "register reads will exit");
+            }
+        }
+        if wanted.doorbells != inner.wired.doorbells {
+            for (index, doorbell) in self.doorbells.iter().enumerate() {
+                let at = |bar: u64| bar + (DOORBELL_PAGE * PAGE) as u64 + index as u64 * u64::from(DOORBELL_STRIDE);
+                if let Some(old) = inner.wired.doorbells {
+                    let _ = self.wiring.detach_doorbell(at(old), doorbell);
+                }
+                if let Some(new) = wanted.doorbells {
+                    if let Err(error) = self.wiring.attach_doorbell(at(new), doorbell) {
+                        tracing::debug!(device = self.kind.name, %error, "queue notifications will exit");
+                    }
+                }
+            }
+        }
+        inner.wired = wanted;
+    }
+
+    fn read_bar(&self, offset: usize, data: &mut [u8]) {
+        match offset / PAGE {
+            ISR_PAGE => {
+                data.fill(0);
+                if offset.is_multiple_of(PAGE) {
+                    data[0] = self.isr.swap(0, Ordering::Relaxed);
+                }
+            }
+            DOORBELL_PAGE => data.fill(0),
+            _ => self.registers.read(offset, data),
+        }
+    }
+
+    fn write_bar(&self, inner: &mut Inner, offset: usize, data: &[u8]) {
+        let (page, register) = (offset / PAGE, offset % PAGE);
+        match page {
+            0 if register < common::LENGTH => match inner.common.write(register, data) {
+                Follow::Nothing => return,
+                Follow::Start => self.start(inner),
+                Follow::Reset => self.reset(inner),
+            },
+            MSIX_PAGE => self.msix.write_table(register, data),
+            DOORBELL_PAGE => {
+                if let Some(doorbell) = self.doorbells.get(register / DOORBELL_STRIDE as usize) {
+                    let _ = doorbell.write(1);
+                }
+            }
+            _ => {}
+        }
+        self.rewire(inner);
+    }
+
+    /// The PCI configuration access capability (virtio 1.2 §4.1.4.9): a window of 1, 2 or 4 bytes into the BAR for code
+    /// that cannot reach it otherwise. Its data is refreshed by every configuration write.
+    fn serve_access_window(&self, inner: &mut Inner, written: std::ops::Range<usize>) {
+        let page = inner.config.page().clone();
+        let at = self.access_capability;
+        let (bar, offset, len) = (page.u8(at + 4), page.u32(at + 8) as usize, page.u32(at + 12) as usize);
+        if bar != 0 || !matches!(len, 1 | 2 | 4) || !offset.is_multiple_of(len) {
+            return;
+        }
+        let window = at + 16;
+        let mut data = [0; 4];
+        if written.start < window + 4 && window < written.end {
+            page.read(window, &mut data);
+            self.write_bar(inner, offset, &data[..len]);
+        }
+        self.read_bar(offset, &mut data[..len]);
+        page.write(window, &data[..len]);
+    }
+}
+
+impl PciFunction for VirtioPci {
+    fn config_write(&self, offset: usize, data: &[u8]) {
+        let mut inner = self.lock();
+        inner.config.write(offset, data);
+        let written = offset..offset + data.len();
+        let touches = |start: usize, len: usize| written.start < start + len && start < written.end;
+        if touches(self.msix_capability, 12) {
+            self.msix.set_control(inner.config.page().u16(self.msix_capability + 2));
+        }
+        if touches(self.access_capability, 20) {
+            self.serve_access_window(&mut inner, written);
+        }
+        self.rewire(&mut inner);
+    }
+
+    fn bar(&self) -> Option<(u64, u64)> {
+        let base = self.bar.load(Ordering::Relaxed);
+        (base != 0).then_some((base, u64::from(BAR_SIZE)))
+    }
+
+    fn bar_read(&self, offset: u64, data: &mut [u8]) {
+        self.read_bar(offset as usize, data);
+    }
+
+    fn bar_write(&self, offset: u64, data: &[u8]) {
+        self.write_bar(&mut self.lock(), offset as usize, data);
+    }
+
+    fn facts(&self) -> DeviceFacts {
+        let state = match (self.alarm.is_raised(), self.active.load(Ordering::Relaxed)) {
+            (true, _) => "needs-reset",
+            (false, true) => "active",
+            (false, false) => "inactive",
+        };
+        let mut counters = (self.counters)();
+        counters.insert("interrupts".into(), self.msix.signals());
+        DeviceFacts {
+            kind: self.kind.name.into(),
+            backend: self.backend.clone(),
+            state: state.into(),
+            counters,
+            ..DeviceFacts::default()
+        }
+    }
+}
+
+fn identity(kind: Kind) -> Identity {
+    let [base, sub] = kind.class;
+    Identity {
+        vendor: VENDOR,
+        device: DEVICE_BASE + kind.id,
+        revision: 1,
+        class: [base, sub, 0],
+        subsystem: DEVICE_BASE + kind.id,
+    }
+}
+
+/// Adds the five virtio capabilities (virtio 1.2 §4.1.4) and returns where the PCI access one is.
+fn add_virtio_capabilities(config: &mut ConfigSpace, queues: u32) -> usize {
+    // Body after id and next: length, type, bar, id, two bytes of padding, offset, length, and what a type adds.
+    let body = |kind: u8, offset: usize, len: usize, extra: &[u8]| {
+        let mut body = vec![16 + extra.len() as u8, kind, 0, 0, 0, 0];
+        body.extend_from_slice(&(offset as u32).to_le_bytes());
+        body.extend_from_slice(&(len as u32).to_le_bytes());
+        body.extend_from_slice(extra);
+        body
+    };
+    let doorbells = body(
+        CAP_NOTIFY,
+        DOORBELL_PAGE * PAGE,
+        (queues * DOORBELL_STRIDE) as usize,
+        &DOORBELL_STRIDE.to_le_bytes(),
+    );
+    config.add_capability(VENDOR_CAPABILITY, &body(CAP_COMMON, 0, common::LENGTH, &[]), &[]);
+    config.add_capability(VENDOR_CAPABILITY, &doorbells, &[]);
+    config.add_capability(VENDOR_CAPABILITY, &body(CAP_ISR, ISR_PAGE * PAGE, 1, &[]), &[]);
+    config.add_capability(
+        VENDOR_CAPABILITY,
+        &body(CAP_DEVICE, DEVICE_CONFIG, PAGE - DEVICE_CONFIG, &[]),
+        &[],
+    );
+    let access = body(CAP_PCI_ACCESS, 0, 0, &[0; 4]);
+    let writable = [&[0, 0, 0xff, 0, 0, 0][..], &[0xff; 12]].concat();
+    config.add_capability(VENDOR_CAPABILITY, &access, &writable)
+}
+
+/// The driver's ring, checked to lie in guest memory.
+fn ring(setup: &QueueSetup, event_idx: bool, memory: &GuestMemoryMmap) -> Result<Queue, Fault> {
+    let halves = |address: u64| (Some(address as u32), Some((address >> 32) as u32));
+    let mut queue = Queue::new(setup.max_size)?;
+    queue.set_size(setup.size);
+    let (low, high) = halves(setup.desc);
+    queue.set_desc_table_address(low, high);
+    let (low, high) = halves(setup.driver);
+    queue.set_avail_ring_address(low, high);
+    let (low, high) = halves(setup.device);
+    queue.set_used_ring_address(low, high);
+    queue.set_event_idx(event_idx);
+    queue.set_ready(true);
+    if queue.is_valid(memory) { Ok(queue) } else { Err(Fault::Chain("a ring lies outside guest memory")) }
+}

@@ -1,0 +1,166 @@
+//! The thread behind an active device: it waits for doorbells and a host descriptor, and calls the device.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::queue::Queues;
+use super::{Fault, Listen, VirtioDevice};
+
+/// A device, held by its transport and locked by its worker while it serves.
+pub type SharedDevice = Arc<Mutex<dyn VirtioDevice>>;
+
+/// Told once when the guest breaks a queue.
+pub type OnFault = Box<dyn FnOnce(Fault) + Send>;
+
+/// What woke the worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Token {
+    Stop,
+    Host,
+    Queue(usize),
+}
+
+impl Token {
+    fn encode(self) -> u64 {
+        match self {
+            Self::Stop => 0,
+            Self::Host => 1,
+            Self::Queue(index) => 2 + index as u64,
+        }
+    }
+
+    fn decode(data: u64) -> Self {
+        match data {
+            0 => Self::Stop,
+            1 => Self::Host,
+            index => Self::Queue((index - 2) as usize),
+        }
+    }
+}
+
+/// A running worker.
+#[derive(Debug)]
+pub struct Worker {
+    thread: JoinHandle<()>,
+    stop: EventFd,
+}
+
+impl Worker {
+    /// Starts a thread that serves `queues` until it is stopped, or until the guest breaks a queue.
+    ///
+    /// # Errors
+    /// When a thread or a descriptor cannot be had.
+    pub fn spawn(device: SharedDevice, queues: Queues, on_fault: OnFault) -> io::Result<Self> {
+        let stop = EventFd::new(libc::EFD_NONBLOCK)?;
+        let reactor = Reactor::new(&device, &queues, stop.try_clone()?)?;
+        let name = device.lock().unwrap_or_else(PoisonError::into_inner).kind().name;
+        let thread = std::thread::Builder::new()
+            .name(name.into())
+            .spawn(move || reactor.run(&device, queues, on_fault))?;
+        Ok(Self { thread, stop })
+    }
+
+    /// Stops the thread after the event it is serving.
+    pub fn stop(self) {
+        let _ = self.stop.write(1);
+        if self.thread.join().is_err() {
+            tracing::error!("a device worker panicked; its device is lost to the guest");
+        }
+    }
+}
+
+/// The descriptors a worker waits on.
+struct Reactor {
+    epoll: Epoll,
+    stop: EventFd,
+    host: Option<RawFd>,
+    listen: Listen,
+}
+
+impl Reactor {
+    fn new(device: &SharedDevice, queues: &Queues, stop: EventFd) -> io::Result<Self> {
+        let epoll = Epoll::new()?;
+        let add = |fd: RawFd, token: Token| {
+            epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token.encode()))
+        };
+        add(stop.as_raw_fd(), Token::Stop)?;
+        for (index, queue) in queues.0.iter().enumerate() {
+            if let Some(queue) = queue {
+                add(queue.notify().as_raw_fd(), Token::Queue(index))?;
+            }
+        }
+        let source = device.lock().unwrap_or_else(PoisonError::into_inner).host_source();
+        // A source that epoll refuses (a regular file, /dev/null) has nothing to wait for.
+        let host = source.map(|source| source.fd).filter(|&fd| add(fd, Token::Host).is_ok());
+        Ok(Self { epoll, stop, host, listen: if host.is_some() { Listen::Yes } else { Listen::No } })
+    }
+
+    fn run(mut self, device: &SharedDevice, mut queues: Queues, on_fault: OnFault) {
+        let outcome = self.serve(device, &mut queues);
+        if let Err(fault) = outcome {
+            on_fault(fault);
+        }
+        device.lock().unwrap_or_else(PoisonError::into_inner).on_stop();
+    }
+
+    fn serve(&mut self, device: &SharedDevice, queues: &mut Queues) -> Result<(), Fault> {
+        let mut events = [EpollEvent::default(); 8];
+        loop {
+            let ready = match self.epoll.wait(-1, &mut events) {
+                Ok(count) => &events[..count],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => {
+                    tracing::error!(%error, "a device worker cannot wait for events");
+                    return Ok(());
+                }
+            };
+            let mut device = device.lock().unwrap_or_else(PoisonError::into_inner);
+            for event in ready {
+                match Token::decode(event.data()) {
+                    Token::Stop => return Ok(()),
+                    Token::Host => self.serve_host(&mut *device, queues)?,
+                    Token::Queue(index) => {
+                        drain(queues, index);
+                        device.on_queue(queues, index)?;
+                        if self.listen == Listen::Later {
+                            self.serve_host(&mut *device, queues)?;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn serve_host(&mut self, device: &mut dyn VirtioDevice, queues: &mut Queues) -> Result<(), Fault> {
+        let listen = device.on_host(queues)?;
+        if let Some(fd) = self.host.filter(|_| listen != self.listen) {
+            let interest = if listen == Listen::Yes { EventSet::IN } else { EventSet::empty() };
+            let event = EpollEvent::new(interest, Token::Host.encode());
+            // A closed source reports hang-up whatever the interest: take it out for good.
+            let operation = if listen == Listen::No { ControlOperation::Delete } else { ControlOperation::Modify };
+            if let Err(error) = self.epoll.ctl(operation, fd, event) {
+                tracing::warn!(%error, "a device's host descriptor cannot be waited for any more");
+            }
+            self.listen = listen;
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Reactor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reactor").field("stop", &self.stop).finish_non_exhaustive()
+    }
+}
+
+/// Takes the doorbell's count, so that it wakes the worker again only when it is rung again.
+fn drain(queues: &mut Queues, index: usize) {
+    if let Some(queue) = queues.get(index) {
+        let _ = queue.notify().read();
+    }
+}

@@ -1,0 +1,127 @@
+//! What a device needs of the hypervisor, as a trait: the VMM implements it with KVM, tests with a mock.
+
+use std::fmt::Debug;
+use std::io;
+
+use vmm_sys_util::eventfd::EventFd;
+
+use super::registers::RegisterPages;
+
+/// A global system interrupt number that stands for one MSI vector.
+pub type Gsi = u32;
+
+/// What a device writes to signal an interrupt (PCI 3.0 §6.8.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct MsiMessage {
+    /// Message address: a local APIC.
+    pub address: u64,
+    /// Message data: vector and delivery mode.
+    pub data: u32,
+}
+
+/// Connects eventfds and pages to the guest so that the steady path needs no exit to user space.
+pub trait Wiring: Send + Sync + Debug {
+    /// A new eventfd that raises a guest interrupt when written (irqfd), without a route yet.
+    ///
+    /// # Errors
+    /// The kernel's own.
+    fn new_msi(&self) -> io::Result<(Gsi, EventFd)>;
+
+    /// Sets (or with `None` clears) where each of these interrupts goes. One call, one table update.
+    ///
+    /// # Errors
+    /// The kernel's own.
+    fn route_msi(&self, routes: &[(Gsi, Option<MsiMessage>)]) -> io::Result<()>;
+
+    /// From now on a guest write of any width and value at `gpa` writes `event` inside the kernel (ioeventfd).
+    ///
+    /// # Errors
+    /// The kernel's own.
+    fn attach_doorbell(&self, gpa: u64, event: &EventFd) -> io::Result<()>;
+
+    /// Undoes [`Wiring::attach_doorbell`].
+    ///
+    /// # Errors
+    /// The kernel's own.
+    fn detach_doorbell(&self, gpa: u64, event: &EventFd) -> io::Result<()>;
+
+    /// Lets the guest read `pages` at `gpa` without an exit; writes still trap. At most one mapping per `slot`: a second
+    /// call moves it, and `None` removes it.
+    ///
+    /// # Errors
+    /// The kernel's own.
+    fn map_readable(&self, slot: u32, gpa: Option<u64>, pages: &RegisterPages) -> io::Result<()>;
+}
+
+#[cfg(test)]
+pub(crate) mod mock {
+    use std::sync::{Mutex, MutexGuard};
+
+    use super::{EventFd, Gsi, MsiMessage, RegisterPages, Wiring, io};
+
+    /// Remembers what was wired.
+    #[derive(Debug, Default)]
+    pub(crate) struct MockWiring(Mutex<Seen>);
+
+    #[derive(Debug, Default)]
+    struct Seen {
+        interrupts: Vec<EventFd>,
+        route_updates: usize,
+        doorbells: Vec<u64>,
+        readable: Vec<(u32, u64)>,
+    }
+
+    impl MockWiring {
+        fn seen(&self) -> MutexGuard<'_, Seen> {
+            self.0.lock().unwrap()
+        }
+
+        pub(crate) fn route_updates(&self) -> usize {
+            self.seen().route_updates
+        }
+
+        /// How often the interrupt was raised since the last call.
+        pub(crate) fn raised(&self, gsi: Gsi) -> u64 {
+            self.seen().interrupts[gsi as usize].read().unwrap_or(0)
+        }
+
+        pub(crate) fn doorbells(&self) -> Vec<u64> {
+            self.seen().doorbells.clone()
+        }
+
+        pub(crate) fn readable(&self) -> Vec<(u32, u64)> {
+            self.seen().readable.clone()
+        }
+    }
+
+    impl Wiring for MockWiring {
+        fn new_msi(&self) -> io::Result<(Gsi, EventFd)> {
+            let event = EventFd::new(nix::libc::EFD_NONBLOCK)?;
+            let mut seen = self.seen();
+            seen.interrupts.push(event.try_clone()?);
+            Ok((seen.interrupts.len() as Gsi - 1, event))
+        }
+
+        fn route_msi(&self, _routes: &[(Gsi, Option<MsiMessage>)]) -> io::Result<()> {
+            self.seen().route_updates += 1;
+            Ok(())
+        }
+
+        fn attach_doorbell(&self, gpa: u64, _event: &EventFd) -> io::Result<()> {
+            self.seen().doorbells.push(gpa);
+            Ok(())
+        }
+
+        fn detach_doorbell(&self, gpa: u64, _event: &EventFd) -> io::Result<()> {
+            self.seen().doorbells.retain(|&at| at != gpa);
+            Ok(())
+        }
+
+        fn map_readable(&self, slot: u32, gpa: Option<u64>, _pages: &RegisterPages) -> io::Result<()> {
+            let mut seen = self.seen();
+            seen.readable.retain(|&(other, _)| other != slot);
+            seen.readable.extend(gpa.map(|gpa| (slot, gpa)));
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Which devices a plan means, and where they go.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex};
+
+use super::control::Control;
+use super::error::{MachineError, resource};
+use super::vcpu::Buses;
+use super::wiring::KvmWiring;
+use crate::backend::console::{ConsoleInput, ConsoleLog};
+use crate::backend::disk::RawDisk;
+use crate::devices::bus::Bus;
+use crate::devices::pci::host_bridge::HostBridge;
+use crate::devices::pci::root::{MAX_DEVICES, PciRoot};
+use crate::devices::platform::power::{self, PowerControl, PowerRequest};
+use crate::devices::platform::serial::{self, SerialInput, SerialPort};
+use crate::devices::virtio::VirtioDevice;
+use crate::devices::virtio::block::Block;
+use crate::devices::virtio::console::Console;
+use crate::devices::virtio::rng::Rng;
+use crate::devices::virtio::transport::{BAR_SIZE, Context, VirtioPci};
+use crate::devices::virtio::worker::SharedDevice;
+use crate::devices::wiring::Wiring;
+use crate::spec::plan::{ConsoleKind, MachinePlan};
+use crate::status::model::{BootStage, DeviceFacts};
+use crate::x86::layout::{
+    PCI_ECAM_SIZE, PCI_ECAM_START, PCI_MMIO_END, PCI_MMIO_START, SERIAL_GSI, SERIAL_PORT,
+};
+use vm_memory::GuestMemoryMmap;
+
+/// Where the console's bytes go and come from.
+#[derive(Debug)]
+pub struct ConsoleIo {
+    /// The guest's output.
+    pub output: OwnedFd,
+    /// The guest's input, if there is any.
+    pub input: Option<OwnedFd>,
+}
+
+/// The readable mapping that shows configuration space; the devices' own come after it.
+const ECAM_SLOT: u32 = 0;
+/// Host bridge, console, entropy.
+const FIXED_DEVICES: usize = 3;
+
+/// Every device of one machine.
+pub(super) struct Devices {
+    pub(super) buses: Buses,
+    root: Arc<PciRoot>,
+    virtio: Vec<Arc<VirtioPci>>,
+    serial_input: Option<SerialInput>,
+}
+
+/// What the devices are built from.
+pub(super) struct Parts<'a> {
+    pub(super) plan: &'a MachinePlan,
+    pub(super) memory: &'a GuestMemoryMmap,
+    pub(super) wiring: Arc<KvmWiring>,
+    pub(super) control: Arc<Control>,
+    pub(super) console: Arc<ConsoleLog>,
+    pub(super) input: Option<ConsoleInput>,
+    pub(super) on_power: Box<dyn Fn(PowerRequest) + Send + Sync>,
+}
+
+impl Devices {
+    /// Builds the plan's devices and puts them on the buses.
+    pub(super) fn assemble(parts: Parts<'_>) -> Result<Self, MachineError> {
+        let Parts { plan, memory, wiring, control, console, mut input, on_power } = parts;
+        let mut pio = Bus::default();
+        pio.add("power", power::FIRST_PORT.into(), power::PORTS, Arc::new(PowerControl::new(on_power)))?;
+
+        let mut devices: Vec<SharedDevice> = Vec::new();
+        let mut serial_input = None;
+        match plan.console {
+            ConsoleKind::Virtio => devices.push(shared(Console::new(Arc::clone(&console), input.take()))),
+            ConsoleKind::Serial => {
+                let interrupt = wiring.pin(SERIAL_GSI).map_err(resource("the UART gets no interrupt"))?;
+                let port = Arc::new(SerialPort::new(console, interrupt));
+                pio.add("serial", SERIAL_PORT.into(), serial::PORTS, Arc::clone(&port) as _)?;
+                let spawn = |input| SerialInput::spawn(port, input).map_err(resource("the console has no input thread"));
+                serial_input = input.map(spawn).transpose()?;
+            }
+        }
+        let limit = MAX_DEVICES - FIXED_DEVICES;
+        if plan.disks.len() > limit {
+            return Err(MachineError::TooManyDisks { asked: plan.disks.len(), limit });
+        }
+        for (index, disk) in plan.disks.iter().enumerate() {
+            devices.push(shared(Block::new(RawDisk::open(&disk.path, disk.readonly)?, index)));
+        }
+        devices.push(shared(Rng::default()));
+
+        let reach_kernel = move || control.reach(BootStage::Kernel);
+        let plugged = plug(devices, memory, &wiring, reach_kernel);
+        let (root, virtio) = plugged.map_err(resource("a PCI device could not be set up"))?;
+        let mut mmio = Bus::default();
+        mmio.add("pci-window", PCI_MMIO_START, PCI_MMIO_END - PCI_MMIO_START, root.window(PCI_MMIO_START))?;
+        mmio.add("pci-ecam", PCI_ECAM_START, PCI_ECAM_SIZE, root.ecam())?;
+        let buses = Buses { pio: Arc::new(pio), mmio: Arc::new(mmio) };
+        Ok(Self { buses, root, virtio, serial_input })
+    }
+
+    /// Facts of the PCI functions in bus order, then of the platform devices that trapped.
+    pub(super) fn facts(&self) -> Vec<DeviceFacts> {
+        let platform = self.buses.pio.trap_counts().into_iter().map(|trap| DeviceFacts {
+            kind: trap.name.into(),
+            address: if trap.base == 0 { "port any".into() } else { format!("port {:#x}", trap.base) },
+            state: "active".into(),
+            trapped_reads: trap.reads,
+            trapped_writes: trap.writes,
+            ..DeviceFacts::default()
+        });
+        self.root.facts().into_iter().chain(platform).collect()
+    }
+
+    /// Stops every worker; disks are flushed.
+    pub(super) fn shut_down(&mut self) {
+        for function in &self.virtio {
+            function.shut_down();
+        }
+        if let Some(input) = self.serial_input.take() {
+            input.stop();
+        }
+    }
+}
+
+fn shared(device: impl VirtioDevice + 'static) -> SharedDevice {
+    Arc::new(Mutex::new(device))
+}
+
+/// Builds bus 0 with the host bridge and one function per device.
+fn plug(
+    devices: Vec<SharedDevice>,
+    memory: &GuestMemoryMmap,
+    wiring: &Arc<KvmWiring>,
+    on_configured: impl Fn() + Send + Sync + 'static,
+) -> io::Result<(Arc<PciRoot>, Vec<Arc<VirtioPci>>)> {
+    let root = Arc::new(PciRoot::new(devices.len() + 1, on_configured)?);
+    root.plug(0, Arc::new(HostBridge::new(root.config_page(0))));
+    let mut virtio = Vec::new();
+    for (index, device) in devices.into_iter().enumerate() {
+        let number = index + 1;
+        let context = Context {
+            memory: memory.clone(),
+            wiring: Arc::clone(wiring) as Arc<dyn Wiring>,
+            config_page: root.config_page(number),
+            bar: PCI_MMIO_START as u32 + index as u32 * BAR_SIZE,
+            slot: ECAM_SLOT + number as u32,
+        };
+        let function = VirtioPci::new(device, context)?;
+        root.plug(number, Arc::clone(&function) as _);
+        virtio.push(function);
+    }
+    if let Err(error) = wiring.map_readable(ECAM_SLOT, Some(PCI_ECAM_START), root.config_pages()) {
+        tracing::debug!(%error, "configuration space reads will exit");
+    }
+    Ok((root, virtio))
+}

@@ -1,0 +1,83 @@
+//! Why a machine could not be built or started.
+
+use std::io;
+
+use crate::backend::disk::DiskError;
+use crate::boot::BootError;
+use crate::boot::cmdline::CmdlineError;
+use crate::devices::bus::OverlapError;
+
+/// Why a machine could not be built or started. The text is one sentence with the path or value and the mend.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// `/dev/kvm` cannot be opened or used.
+    #[error("{doing}: {source}; `nestling preflight` says which layer is missing")]
+    Kvm {
+        /// What was being done.
+        doing: &'static str,
+        /// The kernel's reason.
+        source: kvm_ioctls::Error,
+    },
+    /// The host has no room for guest RAM.
+    #[error("the host cannot reserve {mib} MiB for guest RAM: {source}; lower --memory")]
+    Memory {
+        /// The size asked for.
+        mib: u64,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+    /// More vCPUs than this KVM runs.
+    #[error("this KVM runs at most {limit} vCPUs per VM, not {asked}; lower --cpus")]
+    TooManyVcpus {
+        /// `cpus` of the plan.
+        asked: u8,
+        /// KVM_CAP_MAX_VCPUS.
+        limit: usize,
+    },
+    /// More disks than the PCI bus has room for.
+    #[error("{asked} disks do not fit on the PCI bus; at most {limit} do")]
+    TooManyDisks {
+        /// Disks of the plan.
+        asked: usize,
+        /// What fits.
+        limit: usize,
+    },
+    /// A disk cannot be used.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// Kernel or initrd cannot be loaded.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// The command line does not fit.
+    #[error(transparent)]
+    Cmdline(#[from] CmdlineError),
+    /// Two devices were placed on each other.
+    #[error(transparent)]
+    Placement(#[from] OverlapError),
+    /// A descriptor, thread or register page could not be had.
+    #[error("{doing}: {source}")]
+    Resource {
+        /// What was being done.
+        doing: &'static str,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+}
+
+impl MachineError {
+    /// Whether the user can mend it by changing what they asked for (exit code "bad input"), rather than the node.
+    #[must_use]
+    pub fn is_bad_input(&self) -> bool {
+        !matches!(self, Self::Kvm { .. } | Self::Placement(_) | Self::Resource { .. })
+    }
+}
+
+/// Names what was being done when KVM refused.
+pub(super) fn kvm(doing: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> MachineError {
+    move |source| MachineError::Kvm { doing, source }
+}
+
+/// Names what was being done when the kernel had no more of something.
+pub(super) fn resource(doing: &'static str) -> impl FnOnce(io::Error) -> MachineError {
+    move |source| MachineError::Resource { doing, source }
+}

@@ -1,0 +1,182 @@
+//! One vCPU: its initial state, and the thread that runs it.
+
+use std::io;
+use std::sync::Arc;
+
+use kvm_bindings::{CpuId, KVM_MP_STATE_RUNNABLE, Msrs, kvm_mp_state};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+
+use super::control::Control;
+use super::error::{MachineError, kvm};
+use super::exits::{ExitCounters, ExitReason};
+use crate::boot::EntryPoint;
+use crate::devices::bus::Bus;
+use crate::status::model::{BootStage, EndReason};
+use crate::x86::{cpuid, msrs, registers};
+
+/// The two address spaces a vCPU's exits go to.
+#[derive(Clone)]
+pub(super) struct Buses {
+    pub(super) pio: Arc<Bus>,
+    pub(super) mmio: Arc<Bus>,
+}
+
+/// A vCPU that is not running yet.
+pub(super) struct Vcpu {
+    fd: VcpuFd,
+    id: u8,
+    buses: Buses,
+    control: Arc<Control>,
+    exits: Arc<ExitCounters>,
+}
+
+/// What follows an exit.
+enum Next {
+    Run,
+    End(EndReason),
+}
+
+impl Vcpu {
+    pub(super) fn new(fd: VcpuFd, id: u8, buses: Buses, control: Arc<Control>) -> Self {
+        Self { fd, id, buses, control, exits: Arc::default() }
+    }
+
+    /// Sets CPUID, and the registers of a CPU after reset.
+    pub(super) fn set_up(
+        &self,
+        supported: &CpuId,
+        facts: &cpuid::VcpuFacts,
+        entry: Option<&EntryPoint>,
+    ) -> Result<(), MachineError> {
+        let table = cpuid::for_vcpu(supported.as_slice(), facts);
+        let table = CpuId::from_entries(&table).map_err(|_| too_many("the CPUID table has too many entries"))?;
+        self.fd.set_cpuid2(&table).map_err(kvm("KVM refuses the CPUID table"))?;
+        self.set_msrs()?;
+        self.fd.set_fpu(&registers::fpu()).map_err(kvm("KVM refuses the initial FPU state"))?;
+        match entry {
+            Some(entry) => self.set_entry(entry),
+            // The others wait for the boot vCPU's INIT and SIPI, which KVM handles.
+            None => Ok(()),
+        }
+    }
+
+    fn set_msrs(&self) -> Result<(), MachineError> {
+        for msr in msrs::initial() {
+            let one = Msrs::from_entries(&[msr.to_kvm()]).map_err(|_| too_many("too many MSRs"))?;
+            let set = self.fd.set_msrs(&one).map_err(kvm("KVM refuses to set MSRs"))?;
+            if set != 1 && msr.required {
+                return Err(too_many("KVM refuses an MSR every guest needs"));
+            }
+        }
+        Ok(())
+    }
+
+    fn set_entry(&self, entry: &EntryPoint) -> Result<(), MachineError> {
+        let sregs = self.fd.get_sregs().map_err(kvm("KVM does not tell a vCPU's segment registers"))?;
+        let (regs, sregs) = registers::initial(entry, sregs);
+        self.fd.set_sregs(&sregs).map_err(kvm("KVM refuses the initial segment registers"))?;
+        self.fd.set_regs(&regs).map_err(kvm("KVM refuses the initial registers"))?;
+        let runnable = kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE };
+        self.fd.set_mp_state(runnable).map_err(kvm("KVM cannot make the boot vCPU runnable"))
+    }
+
+    /// The descriptor, to be kicked and measured through.
+    pub(super) fn fd(&self) -> &VcpuFd {
+        &self.fd
+    }
+
+    /// The exit counters, which outlive the thread.
+    pub(super) fn exits(&self) -> Arc<ExitCounters> {
+        Arc::clone(&self.exits)
+    }
+
+    /// The thread's whole life: runs the guest until the machine ends.
+    pub(super) fn run(mut self) {
+        if self.id == 0 {
+            self.control.reach(BootStage::Entered);
+        }
+        while !self.control.is_stopping() {
+            if let Next::End(reason) = self.step() {
+                self.control.end(reason);
+            }
+        }
+    }
+
+    /// Enters the guest once and handles the exit.
+    fn step(&mut self) -> Next {
+        let count = |reason| self.exits.count(reason);
+        match self.fd.run() {
+            Ok(VcpuExit::IoIn(port, data)) => {
+                count(ExitReason::IoIn);
+                self.buses.pio.read(port.into(), data);
+            }
+            Ok(VcpuExit::IoOut(port, data)) => {
+                count(ExitReason::IoOut);
+                self.buses.pio.write(port.into(), data);
+            }
+            Ok(VcpuExit::MmioRead(address, data)) => {
+                count(ExitReason::MmioRead);
+                self.buses.mmio.read(address, data);
+            }
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                count(ExitReason::MmioWrite);
+                self.buses.mmio.write(address, data);
+            }
+            Ok(VcpuExit::Intr) => count(ExitReason::Interrupted),
+            Ok(VcpuExit::Hlt) => count(ExitReason::Halt),
+            Ok(VcpuExit::Shutdown) => {
+                count(ExitReason::Shutdown);
+                return Next::End(EndReason::TripleFault);
+            }
+            Ok(VcpuExit::FailEntry(reason, cpu)) => {
+                count(ExitReason::FailEntry);
+                return self.kvm_error(format!(
+                    "KVM_EXIT_FAIL_ENTRY: the CPU refused to enter the guest (hardware reason {reason:#x}, host CPU {cpu})"
+                ));
+            }
+            Ok(VcpuExit::InternalError) => {
+                count(ExitReason::InternalError);
+                let detail = self.internal_error();
+                return self.kvm_error(detail);
+            }
+            Ok(VcpuExit::SystemEvent(kind, _)) => {
+                count(ExitReason::SystemEvent);
+                return self.kvm_error(format!("KVM_EXIT_SYSTEM_EVENT: type {kind}, which no x86 guest should cause"));
+            }
+            Ok(other) => {
+                count(ExitReason::Other);
+                let detail = format!("unexpected exit {other:?}");
+                return self.kvm_error(detail);
+            }
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
+                count(ExitReason::Interrupted);
+            }
+            Err(error) => return self.kvm_error(format!("KVM_RUN failed: {}", io::Error::from(error))),
+        }
+        Next::Run
+    }
+
+    fn kvm_error(&self, what: String) -> Next {
+        let at = self.fd.get_regs().map_or_else(|_| String::new(), |regs| format!(" at rip {:#x}", regs.rip));
+        Next::End(EndReason::KvmError { detail: format!("vCPU {}: {what}{at}", self.id) })
+    }
+
+    /// KVM_EXIT_INTERNAL_ERROR in words (KVM API §5, `internal`).
+    fn internal_error(&mut self) -> String {
+        let run = self.fd.get_kvm_run();
+        // SAFETY: after KVM_EXIT_INTERNAL_ERROR `internal` is the member of the union KVM has filled.
+        let suberror = unsafe { run.__bindgen_anon_1.internal.suberror };
+        let means = match suberror {
+            kvm_bindings::KVM_INTERNAL_ERROR_EMULATION => "KVM cannot emulate the guest's instruction",
+            kvm_bindings::KVM_INTERNAL_ERROR_SIMUL_EX => "two exceptions at once could not be delivered",
+            kvm_bindings::KVM_INTERNAL_ERROR_DELIVERY_EV => "an event could not be delivered",
+            kvm_bindings::KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON => "the CPU exited for a reason KVM does not know",
+            _ => "of an unknown kind",
+        };
+        format!("KVM_EXIT_INTERNAL_ERROR: {means} (suberror {suberror})")
+    }
+}
+
+fn too_many(doing: &'static str) -> MachineError {
+    MachineError::Kvm { doing, source: kvm_ioctls::Error::new(libc::EINVAL) }
+}
