@@ -15,6 +15,23 @@ pub const LOW_RAM_MAX_END: u64 = 3 * GIB;
 /// Where RAM goes on above the PCI hole.
 pub const HIGH_RAM_START: u64 = 4 * GIB;
 
+/// Global descriptor table the boot vCPU starts with, right above the BIOS data area (0x400 to 0x500).
+pub const GDT_START: u64 = 0x500;
+/// `hvm_start_info`, its module list and its memory map: one page.
+pub const PVH_START_INFO_START: u64 = 0x6000;
+/// `struct boot_params` (the "zero page") of the 64-bit Linux boot protocol: one page.
+pub const BOOT_PARAMS_START: u64 = 0x7000;
+/// Initial stack pointer of the 64-bit entry; no protocol asks for one, but a payload that calls a function needs it.
+pub const BOOT_STACK_TOP: u64 = 0x8ff0;
+/// PML4, page directory pointer table and four page directories that map the first 4 GiB one to one: six pages.
+pub const PAGE_TABLES_START: u64 = 0x9000;
+/// First byte after those page tables.
+pub const PAGE_TABLES_END: u64 = 0xf000;
+/// The kernel command line, ended by a zero byte.
+pub const CMDLINE_START: u64 = 0x2_0000;
+/// Longest command line in bytes, without the zero byte (`COMMAND_LINE_SIZE` of x86 Linux is 2048 with it).
+pub const CMDLINE_MAX_BYTES: usize = 2047;
+
 /// End of the conventional memory a guest may use below 1 MiB (the rest is reserved, as PC firmware leaves it).
 pub const LOW_MEMORY_END: u64 = 0x9_fc00;
 /// ACPI tables, reserved in the memory map.
