@@ -1,0 +1,56 @@
+//! Devices a guest's network and sockets may use. None of them is needed to run a VM.
+
+use super::finding::{CheckId, Finding, Findings, Layer};
+use super::host::{Device, Host};
+use super::text::errno_name;
+
+/// A device, and what is not to be had without it.
+struct Wanted {
+    id: CheckId,
+    path: &'static str,
+    without: &'static str,
+    fix: &'static str,
+}
+
+const WANTED: [Wanted; 3] = [
+    Wanted {
+        id: CheckId::NetTun,
+        path: "/dev/net/tun",
+        without: "no guest network by tap (--net mode=pod-ip or nat)",
+        fix: "`securityContext: {privileged: true}`, or a device plugin for tun; on the node: modprobe tun",
+    },
+    Wanted {
+        id: CheckId::VhostNet,
+        path: "/dev/vhost-net",
+        without: "guest networking goes through Nestling instead of the kernel",
+        fix: "`securityContext: {privileged: true}`; on the node: modprobe vhost_net",
+    },
+    Wanted {
+        id: CheckId::VhostVsock,
+        path: "/dev/vhost-vsock",
+        without: "nothing is lost: Nestling's own vsock needs no kernel device",
+        fix: "",
+    },
+];
+
+/// Tells which of them are there.
+pub(super) fn check(host: &dyn Host, findings: &mut Findings) {
+    for wanted in WANTED {
+        findings.add(wanted.judge(&host.device(wanted.path)));
+    }
+}
+
+impl Wanted {
+    fn judge(&self, device: &Device) -> Finding {
+        let errno = match device {
+            Device::Opened { .. } => {
+                return Finding::ok(self.id, Layer::Network, format!("{} opens", self.path));
+            }
+            Device::Absent { errno } | Device::Refused { errno, .. } => *errno,
+        };
+        let why = if errno == 0 { "not a character device".to_owned() } else { errno_name(errno) };
+        let finding =
+            Finding::info(self.id, Layer::Network, format!("{}: {why}", self.path)).means(self.without);
+        if self.fix.is_empty() { finding } else { finding.fix(self.fix) }
+    }
+}
