@@ -33,7 +33,9 @@ pub enum DiskError {
     #[error("the disk {0} is in use by another VM; stop that VM, or open the disk readonly=true in both")]
     Locked(PathBuf),
     /// It holds no sector.
-    #[error("the disk {path} has {size_bytes} bytes, less than one sector of 512; make it larger, for example with truncate -s 1G")]
+    #[error(
+        "the disk {path} has {size_bytes} bytes, less than one sector of 512; make it larger, for example with truncate -s 1G"
+    )]
     Empty {
         /// The image.
         path: PathBuf,

@@ -96,7 +96,7 @@ pub(crate) mod mock {
 
     impl Wiring for MockWiring {
         fn new_msi(&self) -> io::Result<(Gsi, EventFd)> {
-            let event = EventFd::new(nix::libc::EFD_NONBLOCK)?;
+            let event = EventFd::new(libc::EFD_NONBLOCK)?;
             let mut seen = self.seen();
             seen.interrupts.push(event.try_clone()?);
             Ok((seen.interrupts.len() as Gsi - 1, event))

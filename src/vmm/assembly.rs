@@ -77,7 +77,9 @@ impl Devices {
                 let interrupt = wiring.pin(SERIAL_GSI).map_err(resource("the UART gets no interrupt"))?;
                 let port = Arc::new(SerialPort::new(console, interrupt));
                 pio.add("serial", SERIAL_PORT.into(), serial::PORTS, Arc::clone(&port) as _)?;
-                let spawn = |input| SerialInput::spawn(port, input).map_err(resource("the console has no input thread"));
+                let spawn = |input| {
+                    SerialInput::spawn(port, input).map_err(resource("the console has no input thread"))
+                };
                 serial_input = input.map(spawn).transpose()?;
             }
         }

@@ -57,7 +57,8 @@ impl ExitCounters {
     /// The counts by name; a reason that never occurred is left out.
     #[must_use]
     pub fn by_name(&self) -> BTreeMap<String, u64> {
-        let counts = ALL.iter().map(|&(reason, name)| (name, self.0[reason as usize].load(Ordering::Relaxed)));
+        let counts =
+            ALL.iter().map(|&(reason, name)| (name, self.0[reason as usize].load(Ordering::Relaxed)));
         counts.filter(|&(_, count)| count > 0).map(|(name, count)| (name.to_owned(), count)).collect()
     }
 }

@@ -3,9 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use kvm_bindings::{
-    CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region,
-};
+use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 
 use super::error::{MachineError, kvm};
@@ -24,15 +22,15 @@ impl Hypervisor {
     /// Opens `/dev/kvm` and makes a VM with the in-kernel interrupt controllers (KVM API §4.24): no PIT, no device the
     /// ACPI tables do not name.
     pub(super) fn new(ram: &GuestRam) -> Result<Self, MachineError> {
-        let kvm = Kvm::new().map_err(self::kvm("/dev/kvm cannot be opened"))?;
-        if kvm.get_api_version() != KVM_API_VERSION as i32 {
+        let device = Kvm::new().map_err(kvm("/dev/kvm cannot be opened"))?;
+        if device.get_api_version() != KVM_API_VERSION as i32 {
             let source = kvm_ioctls::Error::new(libc::ENOTSUP);
             return Err(MachineError::Kvm { doing: "this KVM does not speak API version 12", source });
         }
-        let vm = kvm.create_vm().map_err(self::kvm("KVM cannot create a VM"))?;
+        let vm = device.create_vm().map_err(kvm("KVM cannot create a VM"))?;
         vm.set_identity_map_address(KVM_IDENTITY_MAP_START)
-            .map_err(self::kvm("KVM cannot place its identity map"))?;
-        vm.set_tss_address(KVM_TSS_START as usize).map_err(self::kvm("KVM cannot place its task state segment"))?;
+            .map_err(kvm("KVM cannot place its identity map"))?;
+        vm.set_tss_address(KVM_TSS_START as usize).map_err(kvm("KVM cannot place its task state segment"))?;
         for (slot, region) in ram.regions().into_iter().enumerate() {
             let region = kvm_userspace_memory_region {
                 slot: slot as u32,
@@ -42,15 +40,15 @@ impl Hypervisor {
                 userspace_addr: region.host,
             };
             // SAFETY: the range is guest RAM, which outlives the VM: `Machine` drops the VM first.
-            unsafe { vm.set_user_memory_region(region) }.map_err(self::kvm("KVM cannot map guest RAM"))?;
+            unsafe { vm.set_user_memory_region(region) }.map_err(kvm("KVM cannot map guest RAM"))?;
         }
-        vm.create_irq_chip().map_err(self::kvm("KVM cannot create its interrupt controllers"))?;
-        Ok(Self { kvm, vm: Arc::new(vm) })
+        vm.create_irq_chip().map_err(kvm("KVM cannot create its interrupt controllers"))?;
+        Ok(Self { kvm: device, vm: Arc::new(vm) })
     }
 
     /// The CPUID table KVM can offer a guest.
     pub(super) fn supported_cpuid(&self) -> Result<CpuId, MachineError> {
-        self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(self::kvm("KVM does not tell its CPUID"))
+        self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(kvm("KVM does not tell its CPUID"))
     }
 
     /// Whether guests may use the APIC timer's TSC deadline mode, which spares a calibration and is cheaper to arm.

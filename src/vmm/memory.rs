@@ -63,7 +63,7 @@ impl GuestRam {
             ram.mappings.push(mapping);
             regions.push(region);
         }
-        ram.memory = GuestMemoryMmap::from_regions(regions).map_err(io::Error::other)?;
+        ram.memory = GuestMemoryMmap::from_arc_regions(regions).map_err(io::Error::other)?;
         Ok(ram)
     }
 
@@ -124,8 +124,9 @@ fn wrap(region: RamRegion) -> io::Result<(Arc<MmapRegion>, Arc<GuestRegionMmap>)
     let mapping = unsafe { MmapRegion::build_raw(region.host as *mut u8, region.len as usize, PROT, FLAGS) };
     let mapping = Arc::new(mapping.map_err(io::Error::other)?);
     let gpa = GuestAddress(region.gpa);
-    let guest = GuestRegionMmap::with_arc(Arc::clone(&mapping), gpa)
-        .ok_or_else(|| io::Error::other(format!("RAM at {:#x} ends beyond the address space", gpa.raw_value())))?;
+    let guest = GuestRegionMmap::with_arc(Arc::clone(&mapping), gpa).ok_or_else(|| {
+        io::Error::other(format!("RAM at {:#x} ends beyond the address space", gpa.raw_value()))
+    })?;
     Ok((mapping, Arc::new(guest)))
 }
 

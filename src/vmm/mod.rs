@@ -91,8 +91,7 @@ impl Machine {
     /// As [`Machine::new`].
     pub fn with_console(plan: &MachinePlan, console_io: ConsoleIo) -> Result<Self, MachineError> {
         let mib = plan.memory_bytes >> 20;
-        let ram =
-            GuestRam::new(plan.memory_bytes).map_err(|source| MachineError::Memory { mib, source })?;
+        let ram = GuestRam::new(plan.memory_bytes).map_err(|source| MachineError::Memory { mib, source })?;
         let entry = load(plan, &ram)?;
         let hypervisor = Hypervisor::new(&ram)?;
         if usize::from(plan.cpus) > hypervisor.max_vcpus() {
@@ -123,7 +122,8 @@ impl Machine {
     /// # Errors
     /// When a thread cannot be created.
     pub fn start(&mut self, events: Sender<MachineEvent>) -> Result<(), MachineError> {
-        kick::install_signal_handler().map_err(resource("the signal that stops vCPUs cannot be installed"))?;
+        kick::install_signal_handler()
+            .map_err(resource("the signal that stops vCPUs cannot be installed"))?;
         self.control.listen(events);
         for (id, slot) in self.vcpus.iter_mut().enumerate() {
             let Some(vcpu) = slot.waiting.take() else { continue };
@@ -137,7 +137,8 @@ impl Machine {
     #[must_use]
     pub fn facts(&self) -> MachineFacts {
         let mut exits = BTreeMap::new();
-        let vcpus: Vec<VcpuFacts> = self.vcpus.iter().enumerate().map(|(id, slot)| slot.facts(id as u8)).collect();
+        let vcpus: Vec<VcpuFacts> =
+            self.vcpus.iter().enumerate().map(|(id, slot)| slot.facts(id as u8)).collect();
         for (reason, count) in vcpus.iter().flat_map(|vcpu| &vcpu.exits) {
             *exits.entry(reason.clone()).or_insert(0) += count;
         }

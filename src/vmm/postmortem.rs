@@ -136,7 +136,7 @@ mod tests {
     fn untouched_ram_has_no_message_and_stays_untouched() {
         let ram = GuestRam::new(1 << 30).unwrap();
         assert_eq!(examine(ram.memory(), &ram.regions()), Postmortem::default());
-        assert!(!reset_after_panic(ram.memory()) );
+        assert!(!reset_after_panic(ram.memory()));
         ram.memory().write_obj(BDA_WARM_RESET, GuestAddress(BDA_RESET_FLAG)).unwrap();
         assert!(reset_after_panic(ram.memory()));
         let resident = resident_pages(ram.host_range().start, 1 << 30).filter(|&resident| resident).count();

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::ioctl::ioctl;
-use vmm_sys_util::{ioctl_io_nr, ioctl_ioc_nr};
+use vmm_sys_util::ioctl_io_nr;
 
 ioctl_io_nr!(KVM_GET_STATS_FD, kvm_bindings::KVMIO, 0xce);
 

@@ -49,7 +49,8 @@ impl Vcpu {
         entry: Option<&EntryPoint>,
     ) -> Result<(), MachineError> {
         let table = cpuid::for_vcpu(supported.as_slice(), facts);
-        let table = CpuId::from_entries(&table).map_err(|_| too_many("the CPUID table has too many entries"))?;
+        let table =
+            CpuId::from_entries(&table).map_err(|_| too_many("the CPUID table has too many entries"))?;
         self.fd.set_cpuid2(&table).map_err(kvm("KVM refuses the CPUID table"))?;
         self.set_msrs()?;
         self.fd.set_fpu(&registers::fpu()).map_err(kvm("KVM refuses the initial FPU state"))?;
@@ -141,7 +142,9 @@ impl Vcpu {
             }
             Ok(VcpuExit::SystemEvent(kind, _)) => {
                 count(ExitReason::SystemEvent);
-                return self.kvm_error(format!("KVM_EXIT_SYSTEM_EVENT: type {kind}, which no x86 guest should cause"));
+                return self.kvm_error(format!(
+                    "KVM_EXIT_SYSTEM_EVENT: type {kind}, which no x86 guest should cause"
+                ));
             }
             Ok(other) => {
                 count(ExitReason::Other);
@@ -170,7 +173,9 @@ impl Vcpu {
             kvm_bindings::KVM_INTERNAL_ERROR_EMULATION => "KVM cannot emulate the guest's instruction",
             kvm_bindings::KVM_INTERNAL_ERROR_SIMUL_EX => "two exceptions at once could not be delivered",
             kvm_bindings::KVM_INTERNAL_ERROR_DELIVERY_EV => "an event could not be delivered",
-            kvm_bindings::KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON => "the CPU exited for a reason KVM does not know",
+            kvm_bindings::KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON => {
+                "the CPU exited for a reason KVM does not know"
+            }
             _ => "of an unknown kind",
         };
         format!("KVM_EXIT_INTERNAL_ERROR: {means} (suberror {suberror})")

@@ -81,7 +81,8 @@ impl Wiring for KvmWiring {
         let pins = (0..IOAPIC_PINS).map(pin_route);
         let messages = routes.messages.iter().map(|(&gsi, &message)| msi_route(gsi, message));
         let entries: Vec<_> = pins.chain(messages).collect();
-        let table = KvmIrqRouting::from_entries(&entries).map_err(|error| io::Error::other(format!("{error:?}")))?;
+        let table =
+            KvmIrqRouting::from_entries(&entries).map_err(|error| io::Error::other(format!("{error:?}")))?;
         self.vm.set_gsi_routing(&table).map_err(io::Error::from)
     }
 
@@ -103,7 +104,10 @@ impl Wiring for KvmWiring {
         let Some(gpa) = gpa else { return Ok(()) };
         let len = pages.len() as u64;
         if gpa < PCI_MMIO_START || gpa.saturating_add(len) > PCI_ECAM_START + PCI_ECAM_SIZE {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{gpa:#x} is outside the PCI windows")));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("{gpa:#x} is outside the PCI windows"),
+            ));
         }
         self.set_slot(slot, gpa, pages, len)?;
         readable.insert(slot, pages.clone());

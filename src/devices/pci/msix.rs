@@ -135,7 +135,8 @@ impl Msix {
         for (index, vector) in self.vectors.iter().enumerate() {
             let open = self.is_open(state, index);
             // A masked vector keeps its old route: nothing is signalled through it, and most masks are short.
-            let wanted = if open { Some(self.message(index)) } else { state.routed[index].filter(|_| enabled) };
+            let wanted =
+                if open { Some(self.message(index)) } else { state.routed[index].filter(|_| enabled) };
             if wanted != state.routed[index] {
                 state.routed[index] = wanted;
                 changes.push((vector.gsi, wanted));

@@ -177,7 +177,12 @@ mod tests {
     fn a_scan_finds_the_functions_and_nothing_else() {
         let told = Arc::new(AtomicUsize::new(0));
         let counter = Arc::clone(&told);
-        let root = Arc::new(PciRoot::new(2, move || drop(counter.fetch_add(1, Ordering::Relaxed))).unwrap());
+        let root = Arc::new(
+            PciRoot::new(2, move || {
+                counter.fetch_add(1, Ordering::Relaxed);
+            })
+            .unwrap(),
+        );
         root.plug(0, Arc::new(HostBridge::new(root.config_page(0))));
         let ecam = root.ecam();
         let mut found = Vec::new();

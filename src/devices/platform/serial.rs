@@ -89,8 +89,9 @@ impl SerialInput {
     pub fn spawn(port: Arc<SerialPort>, input: ConsoleInput) -> io::Result<Self> {
         let stop = EventFd::new(libc::EFD_NONBLOCK)?;
         let stopped = stop.try_clone()?;
-        let thread =
-            std::thread::Builder::new().name("serial-input".into()).spawn(move || feed(&port, input, &stopped))?;
+        let thread = std::thread::Builder::new()
+            .name("serial-input".into())
+            .spawn(move || feed(&port, input, &stopped))?;
         Ok(Self { thread, stop })
     }
 

@@ -222,7 +222,11 @@ impl CommonConfig {
 
     fn write_u32(&mut self, offset: usize, value: u32) -> Follow {
         let half = |old: u64, at: usize| {
-            if at == 0 { old & !0xffff_ffff | u64::from(value) } else { old & 0xffff_ffff | u64::from(value) << 32 }
+            if at == 0 {
+                old & !0xffff_ffff | u64::from(value)
+            } else {
+                old & 0xffff_ffff | u64::from(value) << 32
+            }
         };
         match offset {
             DEVICE_FEATURE_SELECT => self.device_select = value,

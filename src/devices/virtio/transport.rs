@@ -212,7 +212,8 @@ impl VirtioPci {
                 isr: Arc::clone(&self.isr),
                 cause: ISR_QUEUE,
             };
-            let doorbell = doorbell.try_clone().map_err(|_| Fault::Chain("the host has no file descriptor left"))?;
+            let doorbell =
+                doorbell.try_clone().map_err(|_| Fault::Chain("the host has no file descriptor left"))?;
             Ok(Some(DeviceQueue::new(queue, self.memory.clone(), interrupt, doorbell)))
         };
         common.queues().iter().zip(&self.doorbells).map(collect).collect::<Result<_, _>>().map(Queues)
@@ -234,7 +235,9 @@ impl VirtioPci {
         }
         if wanted.doorbells != inner.wired.doorbells {
             for (index, doorbell) in self.doorbells.iter().enumerate() {
-                let at = |bar: u64| bar + (DOORBELL_PAGE * PAGE) as u64 + index as u64 * u64::from(DOORBELL_STRIDE);
+                let at = |bar: u64| {
+                    bar + (DOORBELL_PAGE * PAGE) as u64 + index as u64 * u64::from(DOORBELL_STRIDE)
+                };
                 if let Some(old) = inner.wired.doorbells {
                     let _ = self.wiring.detach_doorbell(at(old), doorbell);
                 }

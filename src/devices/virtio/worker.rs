@@ -142,7 +142,8 @@ impl Reactor {
             let interest = if listen == Listen::Yes { EventSet::IN } else { EventSet::empty() };
             let event = EpollEvent::new(interest, Token::Host.encode());
             // A closed source reports hang-up whatever the interest: take it out for good.
-            let operation = if listen == Listen::No { ControlOperation::Delete } else { ControlOperation::Modify };
+            let operation =
+                if listen == Listen::No { ControlOperation::Delete } else { ControlOperation::Modify };
             if let Err(error) = self.epoll.ctl(operation, fd, event) {
                 tracing::warn!(%error, "a device's host descriptor cannot be waited for any more");
             }

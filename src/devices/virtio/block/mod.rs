@@ -64,7 +64,11 @@ impl Block {
     }
 
     /// Serves one request and returns the bytes written into its chain, the status byte included.
-    fn serve(&self, memory: &GuestMemoryMmap, chain: DescriptorChain<&GuestMemoryMmap>) -> Result<u32, Fault> {
+    fn serve(
+        &self,
+        memory: &GuestMemoryMmap,
+        chain: DescriptorChain<&GuestMemoryMmap>,
+    ) -> Result<u32, Fault> {
         let request = Request::parse(memory, chain)?;
         let done = self.execute(&request);
         let (status, written) = match done {
@@ -74,7 +78,9 @@ impl Block {
                 (status, 0)
             }
         };
-        memory.write_obj(status, request.status).map_err(|_| Fault::Chain("the status byte is outside memory"))?;
+        memory
+            .write_obj(status, request.status)
+            .map_err(|_| Fault::Chain("the status byte is outside memory"))?;
         Ok(written + 1)
     }
 
@@ -85,7 +91,9 @@ impl Block {
         match request.operation {
             Operation::Read => {
                 let offset = self.check_range(request)?;
-                self.disk.read_at(&request.data, offset).map_err(|error| self.failed("read", offset, &error))?;
+                self.disk
+                    .read_at(&request.data, offset)
+                    .map_err(|error| self.failed("read", offset, &error))?;
                 count(&counters.reads, 1);
                 count(&counters.bytes_read, request.data_bytes);
                 Ok(request.data_bytes as u32)
@@ -93,7 +101,9 @@ impl Block {
             Operation::Write if self.disk.readonly() => Err(STATUS_IOERR),
             Operation::Write => {
                 let offset = self.check_range(request)?;
-                self.disk.write_at(&request.data, offset).map_err(|error| self.failed("write", offset, &error))?;
+                self.disk
+                    .write_at(&request.data, offset)
+                    .map_err(|error| self.failed("write", offset, &error))?;
                 count(&counters.writes, 1);
                 count(&counters.bytes_written, request.data_bytes);
                 Ok(0)
