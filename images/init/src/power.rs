@@ -1,0 +1,70 @@
+//! The end: everybody is told, the disks are left clean, the machine stops.
+
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::reboot::{RebootMode, reboot, set_cad_enabled};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+/// How long processes may take between SIGTERM and SIGKILL.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// How the machine stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    PowerOff,
+    Reboot,
+    Halt,
+}
+
+/// Ctrl-Alt-Del comes to us as SIGINT instead of resetting the machine at once.
+pub(crate) fn ctrl_alt_del_as_signal() {
+    if let Err(error) = set_cad_enabled(false) {
+        crate::say!("cannot have Ctrl-Alt-Del as a signal: {}", error.desc());
+    }
+}
+
+/// Stops the machine. Never returns: should the kernel refuse, it sleeps for ever, for PID 1 must not end.
+pub(crate) fn end(how: End) -> ! {
+    // Only PID 1 may do this; a copy that was started by hand simply ends.
+    if std::process::id() != 1 {
+        std::process::exit(1);
+    }
+    stop_processes();
+    nix::unistd::sync();
+    crate::mounts::release_disks();
+    let mode = match how {
+        End::PowerOff => RebootMode::RB_POWER_OFF,
+        End::Reboot => RebootMode::RB_AUTOBOOT,
+        End::Halt => RebootMode::RB_HALT_SYSTEM,
+    };
+    let Err(refusal) = reboot(mode);
+    crate::say!("the kernel refuses to stop the machine: {}", refusal.desc());
+    loop {
+        sleep(Duration::from_secs(3600));
+    }
+}
+
+/// SIGTERM to all, a while to end, SIGKILL to the rest.
+fn stop_processes() {
+    let everyone = Pid::from_raw(-1);
+    for (signal, patience) in [(Signal::SIGTERM, GRACE), (Signal::SIGKILL, GRACE)] {
+        // ESRCH: nobody is left. A stopped process has to be woken to see the signal.
+        if kill(everyone, signal).is_err() {
+            return;
+        }
+        let _nobody_left = kill(everyone, Signal::SIGCONT);
+        let deadline = Instant::now() + patience;
+        loop {
+            match waitpid(everyone, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::StillAlive) if Instant::now() >= deadline => break,
+                Ok(WaitStatus::StillAlive) => sleep(Duration::from_millis(5)),
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(_) => return,
+            }
+        }
+    }
+}
