@@ -6,9 +6,17 @@ use super::host::{Device, DeviceNode, Host, Identity, NodeKind};
 use super::module::ModuleFacts;
 use super::text::errno_name;
 
-const KVM: &str = "/dev/kvm";
+/// The device all of this is about.
+pub(super) const KVM: &str = "/dev/kvm";
 /// The misc major and KVM's fixed minor (kernel Documentation/admin-guide/devices.txt).
 const KVM_NUMBER: (u64, u64) = (10, 232);
+
+impl DeviceNode {
+    /// Whether this is KVM's device, whatever its name.
+    pub(super) fn is_kvm(&self) -> bool {
+        self.kind == NodeKind::Char && (self.major, self.minor) == KVM_NUMBER
+    }
+}
 
 /// How a pod gets the device and the right to open it.
 const GIVE_DEVICE: &str = "`securityContext: {privileged: true}` in the container (GKE Standard; Autopilot refuses it), \
@@ -19,23 +27,23 @@ pub(super) fn check(
     host: &dyn Host,
     cpu: &CpuFacts,
     module: &ModuleFacts,
+    device: &Device,
     findings: &mut Findings,
 ) -> Result<(), CheckId> {
-    let device = host.device(KVM);
     let cause = root_cause(cpu, module, findings);
-    let node = match &device {
+    let node = match device {
         Device::Absent { errno } => return absent(*errno, cause, module, findings),
         Device::Refused { node, .. } | Device::Opened { node } => node,
     };
-    if node.kind != NodeKind::Char || (node.major, node.minor) != KVM_NUMBER {
+    if !node.is_kvm() {
         return blocked(CheckId::KvmDevice, wrong_node(node), cause, findings);
     }
     findings.add(Finding::ok(CheckId::KvmDevice, Layer::DeviceNode, describe(node)));
     match device {
-        Device::Refused { errno, node } => {
-            let finding = refused(errno, &node, &host.identity());
+        Device::Refused { errno, .. } => {
+            let finding = refused(*errno, node, &host.identity());
             // Only "no driver behind it" can follow from a missing module; a permission is always its own trouble.
-            let cause = cause.filter(|_| matches!(errno, libc::ENODEV | libc::ENXIO | libc::ENOENT));
+            let cause = cause.filter(|_| matches!(*errno, libc::ENODEV | libc::ENXIO | libc::ENOENT));
             blocked_open(finding, cause, findings)
         }
         _ => {
