@@ -35,7 +35,8 @@ pub(super) fn check(
         (Some(name), extension) => findings.add(other_backend(name, extension)),
         (None, _) if facts.registered == Some(true) || !readable => {
             findings.add(Finding::info(ID, Layer::Module, unknown(readable, &facts)).means(
-                "which module drives /dev/kvm cannot be told from here; what the device itself answers counts",
+                "which module drives /dev/kvm cannot be told from here; what the device itself answers \
+                    counts",
             ));
         }
         (None, Some(extension)) => findings.add(missing(extension)),
@@ -117,7 +118,10 @@ fn hardware_module(name: &str, facts: &ModuleFacts, cpu: &CpuFacts, findings: &m
     } else {
         findings.add(
             finding
-                .means("the module refused this machine: usually the firmware switched virtualization off (\"kvm: disabled by bios\")")
+                .means(
+                    "the module refused this machine: usually the firmware switched virtualization off \
+                    (\"kvm: disabled by bios\")",
+                )
                 .fix("dmesg | grep -i kvm; switch on VT-x or SVM in the firmware setup, or use another node"),
         );
     }
@@ -127,13 +131,18 @@ fn other_backend(name: &str, extension: Option<Extension>) -> Finding {
     let path = format!("{MODULES}/{name}");
     match extension {
         None => Finding::info(ID, Layer::Module, path).means(format!(
-            "/dev/kvm is driven by {name}, a KVM without hardware virtualization: small guests run, most stock kernels do not"
+            "/dev/kvm is driven by {name}, a KVM without hardware virtualization: small guests run, most \
+                stock kernels do not"
         )),
         Some(extension) => {
             let module = extension.module();
-            Finding::error(ID, Layer::Module, format!("{path}, and no {module}, though the CPU has {}", extension.flag()))
-                .means(format!("/dev/kvm is driven by {name}, which does not use the CPU's virtualization"))
-                .fix(format!("on the node: modprobe -r {name} && modprobe {module}"))
+            Finding::error(
+                ID,
+                Layer::Module,
+                format!("{path}, and no {module}, though the CPU has {}", extension.flag()),
+            )
+            .means(format!("/dev/kvm is driven by {name}, which does not use the CPU's virtualization"))
+            .fix(format!("on the node: modprobe -r {name} && modprobe {module}"))
         }
     }
 }
