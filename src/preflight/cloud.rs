@@ -21,17 +21,24 @@ pub(super) fn offer_virtualization(platform: &Platform, intel: bool) -> String {
             "use a .metal instance type, or one that EC2 lists with nested virtualization".to_owned()
         }
         (_, Some("KVM")) => kvm(intel),
-        (_, Some("Hyper-V")) => "on the Hyper-V host: Set-VMProcessor -VMName VM -ExposeVirtualizationExtensions \
+        (_, Some("Hyper-V")) => {
+            "on the Hyper-V host: Set-VMProcessor -VMName VM -ExposeVirtualizationExtensions \
              $true; on Azure: a size that lists nested virtualization"
-            .to_owned(),
+                .to_owned()
+        }
         (_, Some("VMware")) => {
-            "in the VM's settings: \"Expose hardware assisted virtualization to the guest OS\" (vhv.enable = \"TRUE\")"
+            "in the VM's settings: \"Expose hardware assisted virtualization to the guest OS\" (vhv.enable \
+                = \"TRUE\")"
                 .to_owned()
         }
         (_, Some("Xen")) => "in the domain's configuration: nestedhvm = 1".to_owned(),
         (_, Some("VirtualBox")) => "VBoxManage modifyvm VM --nested-hw-virt on".to_owned(),
-        (_, Some(_)) => "the hypervisor under this machine must offer nested virtualization: use another machine".to_owned(),
-        (_, None) if intel => "switch on \"Intel Virtualization Technology (VT-x)\" in the firmware setup".to_owned(),
+        (_, Some(_)) => "the hypervisor under this machine must offer nested virtualization: use another \
+            machine"
+            .to_owned(),
+        (_, None) if intel => {
+            "switch on \"Intel Virtualization Technology (VT-x)\" in the firmware setup".to_owned()
+        }
         (_, None) => "switch on \"SVM mode\" in the firmware setup".to_owned(),
     }
 }

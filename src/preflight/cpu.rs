@@ -145,9 +145,22 @@ fn extension(sources: &Sources, platform: &Platform) -> Finding {
     let intel = !matches!(vendor.as_str(), "AuthenticAMD" | "HygonGenuine");
     if let Some(hidden) = sources.of_cpuid() {
         let flag = hidden.flag();
-        return Finding::error(id, Layer::Cpu, format!("{flag} is in CPUID, but not in the flags of {CPUINFO}"))
-            .means("the CPU has it and the kernel switched it off, so KVM will not use it: the firmware locked it (dmesg says \"disabled by BIOS\"), or the kernel was booted with clearcpuid")
-            .fix("switch on VT-x or SVM in the firmware setup, and see: dmesg | grep -i -e vmx -e svm -e kvm");
+        return Finding::error(
+            id,
+            Layer::Cpu,
+            format!(
+                "{flag} is in CPUID, but not in the flags of \
+            {CPUINFO}"
+            ),
+        )
+        .means(
+            "the CPU has it and the kernel switched it off, so KVM will not use it: the firmware \
+                locked it (dmesg says \"disabled by BIOS\"), or the kernel was booted with clearcpuid",
+        )
+        .fix(
+            "switch on VT-x or SVM in the firmware setup, and see: dmesg | grep -i -e vmx -e svm -e \
+                kvm",
+        );
     }
     let wanted = if intel { "vmx" } else { "svm" };
     let below = match &platform.hypervisor {
@@ -179,7 +192,11 @@ fn agreement(sources: &Sources) -> Finding {
             .fix("dmesg | grep -i -e vmx -e svm -e \"disabled by bios\"")
     } else {
         finding
-            .means("this process does not see the CPU that the kernel describes: CPUID is emulated or filtered for it (a user-space sandbox, an emulator), or another machine's cpuinfo is mounted here; the kernel's word counts")
+            .means(
+                "this process does not see the CPU that the kernel describes: CPUID is emulated or \
+                filtered for it (a user-space sandbox, an emulator), or another machine's cpuinfo is \
+                mounted here; the kernel's word counts",
+            )
             .fix("findmnt /proc/cpuinfo; run without a sandboxing runtime class")
     }
 }
@@ -192,11 +209,21 @@ fn uniformity(sources: &Sources) -> Finding {
         all.iter().position(|one| Some(one) != all.first()).map(|odd| (source, odd))
     });
     match odd_one {
-        None => Finding::ok(id, Layer::Cpu, format!("{} CPUs say the same", kernel.len().max(cpuid.len()))),
-        Some((source, odd)) => {
-            Finding::warning(id, Layer::Cpu, format!("CPU {odd} differs from CPU 0 in {source} (vmx/svm)"))
-                .means("KVM refuses CPUs that differ; a vCPU may fail when it moves there")
-                .fix("use a machine whose CPUs are all alike, or take the odd ones offline: echo 0 > /sys/devices/system/cpu/cpuN/online")
+        None => {
+            Finding::ok(id, Layer::Cpu, format!("CPUs that say the same: {}", kernel.len().max(cpuid.len())))
         }
+        Some((source, odd)) => Finding::warning(
+            id,
+            Layer::Cpu,
+            format!(
+                "CPU {odd} of those seen in {source} differs from CPU \
+                0 (vmx/svm)"
+            ),
+        )
+        .means("KVM refuses CPUs that differ; a vCPU may fail when it moves there")
+        .fix(
+            "use a machine whose CPUs are all alike, or take the odd ones offline: echo 0 > \
+                    /sys/devices/system/cpu/cpuN/online",
+        ),
     }
 }

@@ -101,7 +101,8 @@ mod tests {
         }
 
         #[test]
-        fn any_lines_are_survived(lines in proptest::collection::vec("(processor|flags|vmx flags|vendor_id|model name)?\t?:?.{0,80}", 0..40)) {
+        fn any_lines_are_survived(lines in proptest::collection::vec("(processor|flags|vmx \
+            flags|vendor_id|model name)?\t?:?.{0,80}", 0..40)) {
             parse(lines.join("\n").as_bytes());
         }
     }

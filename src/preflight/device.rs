@@ -6,9 +6,17 @@ use super::host::{Device, DeviceNode, Host, Identity, NodeKind};
 use super::module::ModuleFacts;
 use super::text::errno_name;
 
-const KVM: &str = "/dev/kvm";
+/// The device all of this is about.
+pub(super) const KVM: &str = "/dev/kvm";
 /// The misc major and KVM's fixed minor (kernel Documentation/admin-guide/devices.txt).
 const KVM_NUMBER: (u64, u64) = (10, 232);
+
+impl DeviceNode {
+    /// Whether this is KVM's device, whatever its name.
+    pub(super) fn is_kvm(&self) -> bool {
+        self.kind == NodeKind::Char && (self.major, self.minor) == KVM_NUMBER
+    }
+}
 
 /// How a pod gets the device and the right to open it.
 const GIVE_DEVICE: &str = "`securityContext: {privileged: true}` in the container (GKE Standard; Autopilot refuses it), \
@@ -19,23 +27,23 @@ pub(super) fn check(
     host: &dyn Host,
     cpu: &CpuFacts,
     module: &ModuleFacts,
+    device: &Device,
     findings: &mut Findings,
 ) -> Result<(), CheckId> {
-    let device = host.device(KVM);
     let cause = root_cause(cpu, module, findings);
-    let node = match &device {
+    let node = match device {
         Device::Absent { errno } => return absent(*errno, cause, module, findings),
         Device::Refused { node, .. } | Device::Opened { node } => node,
     };
-    if node.kind != NodeKind::Char || (node.major, node.minor) != KVM_NUMBER {
+    if !node.is_kvm() {
         return blocked(CheckId::KvmDevice, wrong_node(node), cause, findings);
     }
     findings.add(Finding::ok(CheckId::KvmDevice, Layer::DeviceNode, describe(node)));
     match device {
-        Device::Refused { errno, node } => {
-            let finding = refused(errno, &node, &host.identity());
+        Device::Refused { errno, .. } => {
+            let finding = refused(*errno, node, &host.identity());
             // Only "no driver behind it" can follow from a missing module; a permission is always its own trouble.
-            let cause = cause.filter(|_| matches!(errno, libc::ENODEV | libc::ENXIO | libc::ENOENT));
+            let cause = cause.filter(|_| matches!(*errno, libc::ENODEV | libc::ENXIO | libc::ENOENT));
             blocked_open(finding, cause, findings)
         }
         _ => {
@@ -107,8 +115,14 @@ fn wrong_node(node: &DeviceNode) -> Finding {
     let finding = Finding::error(CheckId::KvmDevice, Layer::DeviceNode, describe(node));
     match node.kind {
         NodeKind::Directory | NodeKind::File => finding
-            .means("not a device: the container runtime made this in place of a host path that did not exist on the node")
-            .fix("in the hostPath volume: `type: CharDevice` (then the pod waits for a node that has /dev/kvm)"),
+            .means(
+                "not a device: the container runtime made this in place of a host path that did not \
+                exist on the node",
+            )
+            .fix(
+                "in the hostPath volume: `type: CharDevice` (then the pod waits for a node that has \
+                /dev/kvm)",
+            ),
         _ => finding
             .means(format!("KVM is character device {}:{}, this is another one", KVM_NUMBER.0, KVM_NUMBER.1))
             .fix("rm /dev/kvm && mknod /dev/kvm c 10 232"),
@@ -122,10 +136,16 @@ fn refused(errno: i32, node: &DeviceNode, identity: &Identity) -> Finding {
     match errno {
         libc::EACCES => permission(error(Layer::Permission), node, identity),
         libc::EPERM => error(Layer::Cgroup)
-            .means("the device cgroup of this container does not allow it: a hostPath mount shows the device, but only the container runtime can open the cgroup for it")
+            .means(
+                "the device cgroup of this container does not allow it: a hostPath mount shows the \
+                device, but only the container runtime can open the cgroup for it",
+            )
             .fix(GIVE_DEVICE),
         libc::ENODEV | libc::ENXIO => error(Layer::Module)
-            .means("the device node is there, but no driver is behind it: the KVM module is not loaded or refused the machine (\"kvm: disabled by bios\")")
+            .means(
+                "the device node is there, but no driver is behind it: the KVM module is not loaded or \
+                refused the machine (\"kvm: disabled by bios\")",
+            )
             .fix("on the node: modprobe kvm_intel (or kvm_amd); dmesg | grep -i kvm says why it refuses"),
         libc::EBUSY => error(Layer::DeviceNode)
             .means("another hypervisor (VirtualBox, VMware) holds the CPU's virtualization")
@@ -143,14 +163,27 @@ fn refused(errno: i32, node: &DeviceNode, identity: &Identity) -> Finding {
 fn permission(finding: Finding, node: &DeviceNode, identity: &Identity) -> Finding {
     if allowed_by_mode(node, identity) {
         return finding
-            .means("the permission bits allow it, so something above them refuses: SELinux or AppArmor, a `nodev` mount, or a root without CAP_DAC_OVERRIDE")
-            .fix("`securityContext: {privileged: true}`, or `seLinuxOptions: {type: spc_t}`; findmnt -T /dev/kvm shows nodev");
+            .means(
+                "the permission bits allow it, so something above them refuses: SELinux or AppArmor, a \
+                `nodev` mount, or a root without CAP_DAC_OVERRIDE",
+            )
+            .fix(
+                "`securityContext: {privileged: true}`, or `seLinuxOptions: {type: spc_t}`; findmnt -T \
+                /dev/kvm shows nodev",
+            );
     }
     let group_may = node.mode & 0o060 == 0o060;
     if group_may && node.gid != 0 {
         return finding
-            .means("the device belongs to a group of the node that this process is not in; group numbers differ from node image to node image")
-            .fix(format!("in the pod spec: `securityContext: {{supplementalGroups: [{}]}}`, or `runAsUser: 0`", node.gid));
+            .means(
+                "the device belongs to a group of the node that this process is not in; group numbers \
+                differ from node image to node image",
+            )
+            .fix(format!(
+                "in the pod spec: `securityContext: {{supplementalGroups: [{}]}}`, or `runAsUser: \
+                0`",
+                node.gid
+            ));
     }
     finding.means("only its owner may open the device").fix(format!(
         "in the pod spec: `securityContext: {{runAsUser: {}}}`; or on the node: chmod 0666 {KVM}",

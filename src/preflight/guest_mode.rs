@@ -24,7 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const PAGE_BYTES: usize = 4096;
 /// Where the page is in the guest: not at 0, so that a stray null pointer would be noticed.
 const GUEST_BASE: u64 = 0x1000;
-/// Below the identity map that KVM puts at 0xfffb_c000 (KVM API §4.8, KVM_SET_TSS_ADDR: three pages under 4 GiB).
+/// Right after the identity map page that KVM puts at 0xfffb_c000 (KVM API, KVM_SET_TSS_ADDR: three pages under
+/// 4 GiB that nothing else uses).
 const TSS_ADDRESS: usize = 0xfffb_d000;
 const PORT: u8 = 0x80;
 const FIRST: u8 = 0x29;
@@ -192,7 +193,7 @@ fn map(vm: &VmFd, page: &mut GuestPage) -> Result<(), GuestMode> {
     unsafe { vm.set_user_memory_region(region) }.map_err(failed("KVM_SET_USER_MEMORY_REGION"))
 }
 
-/// Flat 32-bit protected mode, paging off (SDM Vol. 3 §9.9), starting at the code.
+/// Flat 32-bit protected mode, paging off (SDM Vol. 3, "Switching to Protected Mode"), starting at the code.
 fn set_state(vcpu: &VcpuFd) -> Result<(), GuestMode> {
     let mut sregs = vcpu.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
     let flat = |selector, type_| kvm_segment {
@@ -230,7 +231,7 @@ fn run_vcpu(vcpu: &mut VcpuFd, stop: &AtomicBool) -> GuestMode {
             Ok(exit) => GuestMode::UnexpectedExit { exit: format!("{exit:?}") },
             Err(error) => failed("KVM_RUN")(error),
         };
-        let interrupted = matches!(&outcome, GuestMode::CallFailed { errno, .. } if *errno == libc::EINTR || *errno == libc::EAGAIN);
+        let interrupted = matches!(&outcome, GuestMode::CallFailed { errno, .. } if [libc::EINTR, libc::EAGAIN].contains(errno));
         if !interrupted || stop.load(Ordering::SeqCst) {
             return outcome;
         }

@@ -69,12 +69,28 @@ pub struct DeviceNode {
     pub major: u64,
     /// Device number, minor part.
     pub minor: u64,
-    /// Permission bits, `0o660` for example, without the file type.
+    /// Permission bits without the file type; written as `"0660"`.
+    #[serde(with = "octal")]
     pub mode: u32,
     /// Owner.
     pub uid: u32,
     /// Group.
     pub gid: u32,
+}
+
+/// Permission bits as people write them.
+mod octal {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "the shape serde wants")]
+    pub(super) fn serialize<S: Serializer>(mode: &u32, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&format!("{mode:04o}"))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        u32::from_str_radix(&text, 8).map_err(D::Error::custom)
+    }
 }
 
 /// A file type.

@@ -86,8 +86,14 @@ fn api_version(version: i32) -> Finding {
     match version {
         API_VERSION => Finding::ok(id, Layer::KvmApi, saw),
         ..0 => Finding::error(id, Layer::KvmApi, saw)
-            .means("the device opened, but the question was refused: a system call filter, or not KVM behind the device")
-            .fix("in the pod spec: `securityContext: {seccompProfile: {type: RuntimeDefault}}` allows ioctl; a profile of your own must, too"),
+            .means(
+                "the device opened, but the question was refused: a system call filter, or not KVM \
+                behind the device",
+            )
+            .fix(
+                "in the pod spec: `securityContext: {seccompProfile: {type: RuntimeDefault}}` allows \
+                ioctl; a profile of your own must, too",
+            ),
         _ => Finding::error(id, Layer::KvmApi, saw)
             .means(format!("not the KVM that Linux has had since 2.6.22, which says {API_VERSION}"))
             .fix("use a node with Linux' own KVM"),
@@ -129,16 +135,34 @@ fn guest_mode(outcome: &GuestMode) -> Finding {
             Layer::GuestMode,
             format!("a test guest (1 vCPU, 1 page) computed {value:#x} and it arrived by KVM_EXIT_IO"),
         ),
-        GuestMode::WrongValue { value, expected } => error(format!("the test guest said {value:#x} instead of {expected:#x}"))
-            .means("instructions run wrong in guest mode; nothing in a VM can be trusted here")
-            .fix("use another node, and report this one"),
+        GuestMode::WrongValue { value, expected } => error(format!(
+            "the test guest said {value:#x} instead \
+            of {expected:#x}"
+        ))
+        .means("instructions run wrong in guest mode; nothing in a VM can be trusted here")
+        .fix("use another node, and report this one"),
         GuestMode::CallFailed { call, errno } => call_failed(error, call, *errno),
-        GuestMode::EntryRefused { reason } => error(format!("KVM_EXIT_FAIL_ENTRY, hardware reason {reason:#x}"))
-            .means("the CPU (or the hypervisor below) refused to enter guest mode; 0x80000021 is an invalid guest state, 0x7 an entry with an unsupported control")
-            .fix("on the node: dmesg | grep -i kvm; if APICv is named: modprobe -r kvm_intel && modprobe kvm_intel enable_apicv=0"),
-        GuestMode::InternalError { suberror } => error(format!("KVM_EXIT_INTERNAL_ERROR, suberror {suberror}"))
-            .means("KVM could not run the test guest; suberror 1 is an instruction its emulator does not know")
-            .fix("on the node: dmesg | grep -i kvm; try a newer node kernel"),
+        GuestMode::EntryRefused { reason } => error(format!(
+            "KVM_EXIT_FAIL_ENTRY, hardware reason \
+            {reason:#x}"
+        ))
+        .means(
+            "the CPU (or the hypervisor below) refused to enter guest mode; 0x80000021 is an \
+                invalid guest state, 0x7 an entry with an unsupported control",
+        )
+        .fix(
+            "on the node: dmesg | grep -i kvm; if APICv is named: modprobe -r kvm_intel && modprobe \
+                kvm_intel enable_apicv=0",
+        ),
+        GuestMode::InternalError { suberror } => error(format!(
+            "KVM_EXIT_INTERNAL_ERROR, suberror \
+            {suberror}"
+        ))
+        .means(
+            "KVM could not run the test guest; suberror 1 is an instruction its emulator does not \
+                know",
+        )
+        .fix("on the node: dmesg | grep -i kvm; try a newer node kernel"),
         GuestMode::UnexpectedExit { exit } => error(format!("the test guest ended with {}", printable(exit)))
             .means("guest mode does something these few instructions cannot cause")
             .fix("use another node, and report this one with: nestling preflight --record DIR"),

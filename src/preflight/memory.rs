@@ -95,7 +95,10 @@ fn overcommit(host: &dyn Host) -> Finding {
     match value.as_str() {
         "0" | "1" => Finding::ok(id, Layer::Memory, saw),
         "2" => Finding::warning(id, Layer::Memory, saw)
-            .means("all guest RAM is charged to the commit limit when the VM is made, not when it is touched; a large guest may be refused")
+            .means(
+                "all guest RAM is charged to the commit limit when the VM is made, not when it is \
+                touched; a large guest may be refused",
+            )
             .fix("on the node: sysctl -w vm.overcommit_memory=0"),
         _ => Finding::info(id, Layer::Memory, saw).means("not a value this check knows"),
     }

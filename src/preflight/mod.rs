@@ -70,9 +70,10 @@ impl Preflight {
     pub fn run(host: &dyn Host) -> Report {
         let mut findings = Findings::default();
         let cpu = cpu::check(host, &mut findings);
-        let module = module::check(host, &cpu, &mut findings);
+        let device = host.device(device::KVM);
+        let module = module::check(host, &cpu, &device, &mut findings);
         parameters::check(host, &cpu, &module, &mut findings);
-        let opened = device::check(host, &cpu, &module, &mut findings);
+        let opened = device::check(host, &cpu, &module, &device, &mut findings);
         kvm_api::check(host, opened, &mut findings);
         memory::check(host, &mut findings);
         devices::check(host, &mut findings);

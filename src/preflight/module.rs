@@ -2,7 +2,7 @@
 
 use super::cpu::{CpuFacts, Extension};
 use super::finding::{CheckId, Finding, Findings, Layer};
-use super::host::Host;
+use super::host::{Device, Host};
 
 const MODULES: &str = "/sys/module";
 /// Lists `kvm` with its minor number once a KVM module has started.
@@ -18,19 +18,25 @@ pub(super) struct ModuleFacts {
     pub(super) registered: Option<bool>,
 }
 
-/// Judges which module drives `/dev/kvm`.
-pub(super) fn check(host: &dyn Host, cpu: &CpuFacts, findings: &mut Findings) -> ModuleFacts {
+/// Judges which module drives `device`, which is `/dev/kvm`.
+pub(super) fn check(
+    host: &dyn Host,
+    cpu: &CpuFacts,
+    device: &Device,
+    findings: &mut Findings,
+) -> ModuleFacts {
     let listing = host.list(MODULES, "kvm");
     let readable = listing.is_ok();
     let present: Vec<String> =
         listing.unwrap_or_default().into_iter().filter(|name| name.starts_with("kvm_")).collect();
-    let facts = ModuleFacts { name: choose(&present, cpu.extension), registered: registered(host) };
+    let facts = ModuleFacts { name: choose(&present, cpu.extension), registered: registered(host, device) };
     match (&facts.name, cpu.extension) {
         (Some(name), _) if is_hardware(name) => hardware_module(name, &facts, cpu, findings),
         (Some(name), extension) => findings.add(other_backend(name, extension)),
         (None, _) if facts.registered == Some(true) || !readable => {
             findings.add(Finding::info(ID, Layer::Module, unknown(readable, &facts)).means(
-                "which module drives /dev/kvm cannot be told from here; what the device itself answers counts",
+                "which module drives /dev/kvm cannot be told from here; what the device itself answers \
+                    counts",
             ));
         }
         (None, Some(extension)) => findings.add(missing(extension)),
@@ -59,22 +65,28 @@ fn choose(present: &[String], extension: Option<Extension>) -> Option<String> {
         .cloned()
 }
 
-/// Whether `/proc/misc` has a line `232 kvm`.
-fn registered(host: &dyn Host) -> Option<bool> {
+/// Whether the kernel has KVM: a device that opens proves it, otherwise `/proc/misc` tells with a line `232 kvm`.
+fn registered(host: &dyn Host, device: &Device) -> Option<bool> {
+    if matches!(device, Device::Opened { node } if node.is_kvm()) {
+        return Some(true);
+    }
     let misc = host.read(MISC).ok()?;
     let text = String::from_utf8_lossy(&misc);
-    // A sandbox that shows an empty file says nothing.
-    if text.trim().is_empty() {
-        return None;
+    let mut names = Vec::new();
+    for line in text.lines() {
+        let (number, name) = line.trim().split_once(' ')?;
+        number.parse::<u32>().ok()?;
+        names.push(name.trim());
     }
-    Some(text.lines().any(|line| line.split_whitespace().nth(1) == Some("kvm")))
+    // A sandbox that shows an empty file says nothing.
+    (!names.is_empty()).then(|| names.contains(&"kvm"))
 }
 
 fn unknown(readable: bool, facts: &ModuleFacts) -> String {
     match (readable, facts.registered) {
-        (false, Some(true)) => format!("{MODULES} cannot be read; {MISC} lists kvm"),
+        (false, Some(true)) => format!("{MODULES} cannot be read, but the kernel has KVM"),
         (false, _) => format!("{MODULES} cannot be read"),
-        (true, _) => format!("no kvm_* in {MODULES}, yet {MISC} lists kvm"),
+        (true, _) => format!("no kvm_* in {MODULES}, yet the kernel has KVM"),
     }
 }
 
@@ -106,7 +118,10 @@ fn hardware_module(name: &str, facts: &ModuleFacts, cpu: &CpuFacts, findings: &m
     } else {
         findings.add(
             finding
-                .means("the module refused this machine: usually the firmware switched virtualization off (\"kvm: disabled by bios\")")
+                .means(
+                    "the module refused this machine: usually the firmware switched virtualization off \
+                    (\"kvm: disabled by bios\")",
+                )
                 .fix("dmesg | grep -i kvm; switch on VT-x or SVM in the firmware setup, or use another node"),
         );
     }
@@ -116,13 +131,18 @@ fn other_backend(name: &str, extension: Option<Extension>) -> Finding {
     let path = format!("{MODULES}/{name}");
     match extension {
         None => Finding::info(ID, Layer::Module, path).means(format!(
-            "/dev/kvm is driven by {name}, a KVM without hardware virtualization: small guests run, most stock kernels do not"
+            "/dev/kvm is driven by {name}, a KVM without hardware virtualization: small guests run, most \
+                stock kernels do not"
         )),
         Some(extension) => {
             let module = extension.module();
-            Finding::error(ID, Layer::Module, format!("{path}, and no {module}, though the CPU has {}", extension.flag()))
-                .means(format!("/dev/kvm is driven by {name}, which does not use the CPU's virtualization"))
-                .fix(format!("on the node: modprobe -r {name} && modprobe {module}"))
+            Finding::error(
+                ID,
+                Layer::Module,
+                format!("{path}, and no {module}, though the CPU has {}", extension.flag()),
+            )
+            .means(format!("/dev/kvm is driven by {name}, which does not use the CPU's virtualization"))
+            .fix(format!("on the node: modprobe -r {name} && modprobe {module}"))
         }
     }
 }

@@ -80,7 +80,8 @@ const PARAMETERS: &[Parameter] = &[
         name: "ignore_msrs",
         good: false,
         otherwise: Severity::Warning,
-        means: "KVM swallows the guest's accesses to unknown MSRs, so a guest's mistake shows up somewhere else",
+        means: "KVM swallows the guest's accesses to unknown MSRs, so a guest's mistake shows up somewhere \
+            else",
         fix: "echo N > /sys/module/kvm/parameters/ignore_msrs",
     },
 ];

@@ -52,14 +52,12 @@ pub(super) fn look(host: &dyn Host, cpuid: &[CpuidLeaves], kernel_flag: bool) ->
 /// Adds the finding. What has to be mended here is said where it is missed: at the CPU.
 pub(super) fn tell(platform: &Platform, findings: &mut Findings) {
     let means = match (&platform.hypervisor, platform.cloud) {
-        (_, Some(Cloud::Google)) => "a Google Compute Engine VM: a guest here is a nested one",
-        (_, Some(Cloud::Amazon)) => {
-            "an Amazon EC2 instance: a guest here is a nested one, unless this is a metal instance"
-        }
+        (Some(_), Some(Cloud::Google)) => "a Google Compute Engine VM: a guest here is a nested one",
+        (Some(_), Some(Cloud::Amazon)) => "an Amazon EC2 instance: a guest here is a nested one",
         (Some(_), None) => {
             "this machine is itself a VM: a guest here is a nested one, and each of its exits costs more"
         }
-        (None, None) => "no hypervisor shows itself: a guest here is not nested",
+        (None, _) => "no hypervisor shows itself: a guest here is not nested",
     };
     let saw = match &platform.hypervisor {
         Some(name) => format!("{name} ({})", platform.saw),

@@ -89,7 +89,10 @@ fn seccomp(status: &str) -> Finding {
     );
     match mode.as_str() {
         "0" => finding.means("no system call filter, as in a privileged container"),
-        "2" => finding.means("a system call filter is on; KVM's own ioctls were tried above, tap and mount may still be refused"),
+        "2" => finding.means(
+            "a system call filter is on; KVM's own ioctls were tried above, tap and mount \
+            may still be refused",
+        ),
         _ => finding,
     }
 }

@@ -40,30 +40,14 @@ pub struct Verdict {
 }
 
 /// Everything preflight found out.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub struct Report {
     schema: u32,
     version: &'static str,
     verdict: Verdict,
-    backend: Backend,
+    backend: HostBackend,
     findings: Vec<Finding>,
 }
-
-/// [`HostBackend`] with an order of equality, so that reports can be compared.
-#[derive(Debug, Clone, Serialize)]
-#[serde(transparent)]
-struct Backend(HostBackend);
-
-impl PartialEq for Backend {
-    fn eq(&self, other: &Self) -> bool {
-        let fields = |b: &HostBackend| {
-            (b.kvm_module.clone(), b.cpu_vendor.clone(), b.hardware_virtualization, b.hypervisor.clone())
-        };
-        fields(&self.0) == fields(&other.0)
-    }
-}
-
-impl Eq for Backend {}
 
 impl Report {
     pub(super) fn judge(findings: Findings, cpu: &CpuFacts, module: &ModuleFacts) -> Self {
@@ -75,13 +59,7 @@ impl Report {
             hypervisor: cpu.hypervisor.clone(),
         };
         let verdict = verdict(&findings, &backend);
-        Self {
-            schema: SCHEMA,
-            version: env!("CARGO_PKG_VERSION"),
-            verdict,
-            backend: Backend(backend),
-            findings,
-        }
+        Self { schema: SCHEMA, version: env!("CARGO_PKG_VERSION"), verdict, backend, findings }
     }
 
     /// Whether a nested VM can run here, and what decides that.
@@ -93,7 +71,7 @@ impl Report {
     /// Which KVM is underneath.
     #[must_use]
     pub fn backend(&self) -> HostBackend {
-        self.backend.0.clone()
+        self.backend.clone()
     }
 
     /// Every finding, in the order of the checks.
