@@ -47,7 +47,7 @@ pub struct VcpuFacts {
     pub id: u8,
     /// Number of vCPUs, at least 1.
     pub cpus: u8,
-    /// `KVM_CAP_TSC_DEADLINE_TIMER` is there (KVM never reports the CPUID bit by itself: KVM API §4.46).
+    /// `KVM_CAP_TSC_DEADLINE_TIMER` is there, which alone decides; the bit in KVM's table does not (KVM API §4.46).
     pub tsc_deadline: bool,
     /// The guest's TSC frequency in kHz (`KVM_GET_TSC_KHZ`), if known.
     pub tsc_khz: Option<u32>,
@@ -95,6 +95,8 @@ fn adjust(entry: &mut kvm_cpuid_entry2, vcpu: &VcpuFacts) {
         KVM_FEATURES_LEAF if vcpu.quirks.no_hypercalls => entry.eax &= !HYPERCALL_FEATURES,
         0x8000_0001 => entry.ecx &= !(SVM | AMD_PERFCTR_CORE),
         0x8000_000a => clear(entry),
+        // AMD's newer topology leaf would contradict the ones described here; without it kernels use those.
+        0x8000_0026 => clear(entry),
         _ => {}
     }
 }
