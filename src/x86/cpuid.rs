@@ -88,7 +88,7 @@ fn adjust(entry: &mut kvm_cpuid_entry2, vcpu: &VcpuFacts) {
         5 => clear(entry),
         // Performance counters: probing and using them is an exit per MSR access, each a round trip through two
         // hypervisors, and no guest here is there to be profiled.
-        0xa => clear(entry),
+        0xa | 0x23 | 0x8000_0022 => clear(entry),
         // TSC and core frequency: a guest computes with these numbers, so it gets them complete or not at all.
         0x15 if entry.eax == 0 || entry.ebx == 0 || entry.ecx == 0 => clear(entry),
         0x16 if entry.eax == 0 => clear(entry),
