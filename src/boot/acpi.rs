@@ -2,7 +2,8 @@
 //!
 //! The machine is hardware-reduced (ACPI 6.5 §4.1): no PM timer, no SCI, no PIT, no PIC; and the FADT says there is no
 //! CMOS clock, keyboard controller or VGA. A stock kernel believes it and saves the tens of thousands of exits that
-//! looking for them would cost. What is left: reset and sleep registers, CPUs, the IOAPIC, and a PCI root whose
+//! looking for them would cost (seen in the log of Debian's 6.1: "Unable to read current time from RTC", "No PS/2
+//! controller found", no probing of either). What is left: reset and sleep registers, CPUs, the IOAPIC, and a PCI root whose
 //! functions all use MSI-X, so that there is no interrupt routing table.
 
 use acpi_tables::Aml;

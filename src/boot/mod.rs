@@ -109,4 +109,6 @@ fn write_cmdline(
 }
 
 #[cfg(test)]
+mod samples;
+#[cfg(test)]
 mod tests;

@@ -47,7 +47,7 @@ pub struct VcpuFacts {
     pub id: u8,
     /// Number of vCPUs, at least 1.
     pub cpus: u8,
-    /// `KVM_CAP_TSC_DEADLINE_TIMER` is there (KVM never reports the CPUID bit by itself: KVM API §4.46).
+    /// `KVM_CAP_TSC_DEADLINE_TIMER` is there, which alone decides; the bit in KVM's table does not (KVM API §4.46).
     pub tsc_deadline: bool,
     /// The guest's TSC frequency in kHz (`KVM_GET_TSC_KHZ`), if known.
     pub tsc_khz: Option<u32>,
@@ -88,13 +88,15 @@ fn adjust(entry: &mut kvm_cpuid_entry2, vcpu: &VcpuFacts) {
         5 => clear(entry),
         // Performance counters: probing and using them is an exit per MSR access, each a round trip through two
         // hypervisors, and no guest here is there to be profiled.
-        0xa => clear(entry),
+        0xa | 0x23 | 0x8000_0022 => clear(entry),
         // TSC and core frequency: a guest computes with these numbers, so it gets them complete or not at all.
         0x15 if entry.eax == 0 || entry.ebx == 0 || entry.ecx == 0 => clear(entry),
         0x16 if entry.eax == 0 => clear(entry),
         KVM_FEATURES_LEAF if vcpu.quirks.no_hypercalls => entry.eax &= !HYPERCALL_FEATURES,
         0x8000_0001 => entry.ecx &= !(SVM | AMD_PERFCTR_CORE),
         0x8000_000a => clear(entry),
+        // AMD's newer topology leaf would contradict the ones described here; without it kernels use those.
+        0x8000_0026 => clear(entry),
         _ => {}
     }
 }

@@ -4,7 +4,7 @@ use kvm_bindings::kvm_cpuid_entry2;
 
 use super::{VcpuFacts, subleaf};
 
-/// Leaf 1 EDX: the "maximum number of addressable ids" in EBX[23:16] is valid.
+/// Leaf 1 EDX: the "maximum number of addressable ids" in `EBX[23:16]` is valid.
 const HTT: u32 = 1 << 28;
 /// Leaf 8000_0001h ECX: more than one core (AMD APM Vol. 3, E.4.2); topology extensions.
 const CMP_LEGACY: u32 = 1 << 1;
@@ -70,12 +70,12 @@ fn initial_apic_id(entry: &mut kvm_cpuid_entry2, id: u32, cpus: u32) {
     set_bit(&mut entry.edx, HTT, cpus > 1);
 }
 
-/// EAX[4:0] of the cache leaves: 0 = no more caches.
+/// `EAX[4:0]` of the cache leaves: 0 = no more caches.
 fn cache_type(entry: &kvm_cpuid_entry2) -> u32 {
     entry.eax & 0x1f
 }
 
-/// EAX[7:5] of the cache leaves: 1, 2 or 3.
+/// `EAX[7:5]` of the cache leaves: 1, 2 or 3.
 fn cache_level(entry: &kvm_cpuid_entry2) -> u32 {
     (entry.eax >> 5) & 7
 }
