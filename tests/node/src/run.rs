@@ -205,7 +205,7 @@ fn pack(request: &Request, parts: &Parts, archive: &Path) -> Result<u64> {
     let text = serde_json::to_vec(&job).doing("describe the job")?;
     packer.add_bytes(Path::new(job::JOB), 0o600, &text)?;
     for module in &modules {
-        packer.add(&parts.module(&module.file), &Path::new(job::MODULES).join(&module.file))?;
+        packer.add_module(&parts.module(&module.file), &Path::new(job::MODULES).join(&module.file))?;
     }
     packer.add(&request.program, &request.program)?;
     for file in &request.files {

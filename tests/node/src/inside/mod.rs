@@ -47,7 +47,7 @@ fn life(port: &mut PortE9) -> Result<i32> {
     mounts::bring_loopback_up()?;
     port.stage("user space");
     for module in &job.modules {
-        load(module)?;
+        load(module)?; port.stage(&module.file);
     }
     port.stage(&vtx::describe()?);
     fs::create_dir_all(&job.directory).on("create", &job.directory)?;
