@@ -63,6 +63,10 @@ pub(crate) enum Error {
     #[error("the node stopped ({status}) before the program ended: the log says why")]
     Died { status: std::process::ExitStatus },
 
+    /// The machine is not what it should be. Said in the node.
+    #[error("{0}")]
+    Unfit(&'static str),
+
     /// PID 1 in the machine could not do its part.
     #[error("in the node: {0}")]
     Inside(String),

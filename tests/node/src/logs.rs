@@ -74,10 +74,13 @@ impl Logs {
         let _ = fs::remove_dir_all(&self.directory);
     }
 
-    /// Something went wrong: says where the logs are, and shows the end of those that may tell why.
-    pub(crate) fn show(&self, report: &Report) {
+    /// Something went wrong: says where the logs are, and shows the end of those that may tell why. What Bochs says is
+    /// worth reading only when the machine died: a power-off is a panic to it.
+    pub(crate) fn show(&self, died: bool, report: &Report) {
         report.say(&format!("logs are in {}", self.directory.display()));
-        for log in [self.console(), self.kernel(), self.bochs(), self.path("bochs.stderr")] {
+        let inner = [self.console(), self.kernel()];
+        let outer = [self.bochs(), self.path("bochs.stderr")];
+        for log in inner.into_iter().chain(outer.into_iter().filter(|_| died)) {
             let Ok(tail) = tail(&log) else { continue };
             if !tail.is_empty() {
                 report.say(&format!("the end of {}:", log.file_name().unwrap_or_default().to_string_lossy()));

@@ -10,6 +10,7 @@ use std::path::{Component, Path, PathBuf};
 use cpio::newc::{Builder, ModeFileType};
 
 use crate::error::{Doing, Error, Result};
+use crate::machine::kernel;
 
 /// Directories that the node mounts something on.
 const COVERED: [&str; 3] = ["/proc", "/sys", "/dev"];
@@ -88,6 +89,13 @@ impl<W: Write> Packer<W> {
         io::copy(&mut file.take(size.into()), &mut writer).on("pack", source)?;
         writer.finish().on("pack", source)?;
         Ok(())
+    }
+
+    /// Adds this executable as the node's PID 1, without the parts that only a debugger reads.
+    pub(crate) fn add_init(&mut self, source: &Path) -> Result<()> {
+        let mut executable = fs::read(source).on("read", source)?;
+        kernel::strip(&mut executable);
+        self.add_bytes(Path::new("/init"), 0o755, &executable)
     }
 
     /// Adds a kernel module without its signature: nobody in the node has the key, but the kernel would still spend a

@@ -37,6 +37,7 @@ pub(crate) struct Request {
     /// `NAME` or `NAME=PARAMETERS`, beyond those that are loaded anyway.
     pub modules: Vec<String>,
     pub memory_mib: u64,
+    pub fast_strings: bool,
     /// Added to the kernel's command line.
     pub command_line: String,
     pub timeout: Duration,
@@ -75,7 +76,7 @@ pub(crate) fn run(request: &Request, report: &Report) -> Result<u8> {
         Ok(0) | Err(Error::Signal(_)) => logs.discard(),
         _ => {
             logs.remove_inputs();
-            logs.show(report);
+            logs.show(matches!(outcome, Err(Error::Died { .. })), report);
         }
     }
     outcome
@@ -88,6 +89,7 @@ fn live(request: &Request, parts: &Parts, logs: &Logs, signals: &SignalFd, repor
         parts,
         logs,
         memory_mib: request.memory_mib,
+        fast_strings: request.fast_strings,
         initramfs: INITRAMFS,
         command_line: &request.command_line,
     };
@@ -200,7 +202,7 @@ fn pack(request: &Request, parts: &Parts, archive: &Path) -> Result<u64> {
     };
     let mut packer = Packer::create(archive)?;
     packer.console()?;
-    packer.add(&own, Path::new("/init"))?;
+    packer.add_init(&own)?;
     packer.directory(Path::new("/tmp"))?;
     let text = serde_json::to_vec(&job).doing("describe the job")?;
     packer.add_bytes(Path::new(job::JOB), 0o600, &text)?;

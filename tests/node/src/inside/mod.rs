@@ -26,7 +26,10 @@ pub(crate) fn live() -> ! {
         drain_console();
         match &end {
             Ok(code) => port.send(Kind::Exit, &code.to_le_bytes()),
-            Err(error) => port.send(Kind::Failure, sentence(error).as_bytes()),
+            Err(error) => {
+                send_kernel_log(&mut port);
+                port.send(Kind::Failure, sentence(error).as_bytes());
+            }
         }
         end
     });
@@ -47,7 +50,7 @@ fn life(port: &mut PortE9) -> Result<i32> {
     mounts::bring_loopback_up()?;
     port.stage("user space");
     for module in &job.modules {
-        load(module)?; port.stage(&module.file);
+        load(module)?;
     }
     port.stage(&vtx::describe()?);
     fs::create_dir_all(&job.directory).on("create", &job.directory)?;

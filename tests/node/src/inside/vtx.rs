@@ -14,10 +14,10 @@ pub(super) fn describe() -> Result<String> {
     let cpu = fs::read_to_string("/proc/cpuinfo").doing("read /proc/cpuinfo")?;
     if !cpu.lines().any(|line| line.starts_with("flags") && line.split_whitespace().any(|flag| flag == "vmx"))
     {
-        return Err(Error::Inside("the CPU has no vmx".to_owned()));
+        return Err(Error::Unfit("the CPU has no vmx"));
     }
     if !Path::new("/dev/kvm").exists() {
-        return Err(Error::Inside("there is no /dev/kvm".to_owned()));
+        return Err(Error::Unfit("there is no /dev/kvm although its modules are loaded"));
     }
     let release = uname().doing("ask for the kernel's version")?.release().to_string_lossy().into_owned();
     let mut text = format!("Linux {release} vmx kvm_intel");

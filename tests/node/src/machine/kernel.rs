@@ -134,6 +134,17 @@ pub(crate) fn wants_loader(elf: &[u8]) -> Option<bool> {
     Some(headers.iter().any(|h| h.kind == INTERPRETER))
 }
 
+/// Cuts off what comes behind the last segment of an executable: symbols, debug information, section headers.
+pub(crate) fn strip(elf: &mut Vec<u8>) {
+    const SECTION_HEADERS: [std::ops::Range<usize>; 2] = [0x28..0x30, 0x3c..0x40]; // offset; count and name table
+    let Ok(headers) = program_headers(elf) else { return };
+    let Some(end) = headers.iter().filter_map(|h| h.offset.checked_add(h.file_size)).max() else { return };
+    elf.truncate(end as usize);
+    for field in SECTION_HEADERS {
+        elf[field].fill(0);
+    }
+}
+
 /// Finds Xen's note 18, `XEN_ELFNOTE_PHYS32_ENTRY`.
 fn pvh_entry(mut notes: &[u8]) -> Option<u32> {
     const PHYS32_ENTRY: u32 = 18;
@@ -234,6 +245,17 @@ mod tests {
         image[0x410..0x41c].copy_from_slice(b"\x02\x21\x4c\x18lz4!\x04\0\0\0");
         assert_eq!(payload(&image).unwrap(), (Packed::Lz4, &b"\x02\x21\x4c\x18lz4!"[..]));
         assert_eq!(payload(&image[..0x414]).unwrap_err(), "is cut short");
+    }
+
+    #[test]
+    fn a_stripped_executable_keeps_its_segments() {
+        let whole = elf(true);
+        let mut stripped = whole.clone();
+        stripped.extend([0xdd; 1000]);
+        stripped[0x3c] = 9;
+        strip(&mut stripped);
+        assert_eq!(stripped, whole[..0x328]);
+        assert_eq!(flatten(&stripped).unwrap(), flatten(&whole).unwrap());
     }
 
     #[test]
