@@ -30,7 +30,7 @@ need() {
 	say "installing Debian packages: ${missing[*]}"
 	"${as_root[@]}" apt-get -qq update >&2 || say "apt-get update failed; trying with the package lists at hand"
 	"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
-		apt-get -qq install -y --no-install-recommends "${missing[@]}" >/dev/null ||
+		apt-get -qq install -y -o DPkg::Lock::Timeout=300 --no-install-recommends "${missing[@]}" >/dev/null ||
 		die "cannot install ${missing[*]}; mend apt's sources, or install them by hand, and run this again"
 }
 
