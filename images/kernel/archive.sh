@@ -30,7 +30,7 @@ need() {
 	say "installing Debian packages: ${missing[*]}"
 	"${as_root[@]}" apt-get -qq update >&2 || say "apt-get update failed; trying with the package lists at hand"
 	"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
-		apt-get -qq install -y --no-install-recommends "${missing[@]}" >/dev/null ||
+		apt-get -qq install -y -o DPkg::Lock::Timeout=300 --no-install-recommends "${missing[@]}" >/dev/null ||
 		die "cannot install ${missing[*]}; mend apt's sources, or install them by hand, and run this again"
 }
 
@@ -43,7 +43,9 @@ mirror_of() {
 # archive_open DIR RELEASE…: fetches the package lists of these Debian releases (and their security suites) into DIR.
 # Sets ARCHIVE, the apt options that look there and nowhere else.
 archive_open() {
-	local dir=$1 main security keyring=/usr/share/keyrings/debian-archive-keyring.gpg release
+	local dir main security keyring=/usr/share/keyrings/debian-archive-keyring.gpg release
+	# apt takes a relative path for one below its own root.
+	dir=$(realpath -m "$1")
 	shift
 	[[ -r $keyring ]] || die "no $keyring: install the Debian package debian-archive-keyring"
 	main=$(mirror_of '[a-z]+')
@@ -62,7 +64,7 @@ archive_open() {
 		-o "Dir::State=$dir" -o "Dir::State::Lists=$dir/lists" -o "Dir::State::status=$dir/status"
 		-o "Dir::Cache=$dir" -o "Dir::Cache::Archives=$dir/archives"
 		-o APT::Architecture=amd64 -o APT::Architectures::=amd64
-		-o Acquire::Languages=none -o Acquire::Retries=3 -o APT::Sandbox::User=root
+		-o APT::Update::Error-Mode=any -o Acquire::Languages=none -o Acquire::Retries=3 -o APT::Sandbox::User=root
 	)
 	apt-get "${ARCHIVE[@]}" update >&2 || die "cannot read the package lists of Debian $*: is the mirror in apt's sources reachable?"
 }

@@ -22,7 +22,8 @@ const ACTIVE: &str = "/sys/class/tty/console/active";
 const LOOKS: u32 = 100;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
 
-/// Opens the console as standard input, output and error.
+/// Opens the console as standard input, output and error. To be done again whenever a session that had it as its
+/// terminal has ended: that hangs the terminal up for everybody, and what is written then is lost.
 pub(crate) fn take(cmdline: &Cmdline) {
     let active = wait_for(cmdline.console());
     let named = active.iter().map(|name| format!("/dev/{name}"));

@@ -1,6 +1,7 @@
 //! Kernel modules: those listed in `/etc/modules`, in that order.
 //!
-//! A line is a path within the guest, then optional module parameters. The files are plain `.ko`; whoever packed the
+//! A line is an absolute path within the guest, then optional module parameters; other lines are left to others, for a
+//! distribution's `/etc/modules` holds names. The files are plain `.ko`; whoever packed the
 //! initramfs has resolved the dependencies and unpacked what was compressed.
 
 use std::ffi::CString;
@@ -35,9 +36,9 @@ fn load(path: &str, parameters: &str) -> Result<(), String> {
     }
 }
 
-/// The paths and parameters of a list; blank lines and lines that start with `#` are skipped.
+/// The paths and parameters of a list; comments, blank lines and mere names are skipped.
 fn entries(list: &str) -> impl Iterator<Item = (&str, &str)> {
-    let lines = list.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let lines = list.lines().map(str::trim).filter(|line| line.starts_with('/'));
     lines.map(|line| {
         line.split_once(char::is_whitespace).map_or((line, ""), |(path, rest)| (path, rest.trim()))
     })
@@ -49,7 +50,7 @@ mod tests {
 
     #[test]
     fn a_list_has_paths_parameters_and_comments() {
-        let list = "# first\n\n/lib/a.ko\n  /lib/b.ko  x=1 y=2 \n";
+        let list = "# first\n\nloop\n/lib/a.ko\n  /lib/b.ko  x=1 y=2 \n";
 
         assert_eq!(entries(list).collect::<Vec<_>>(), [("/lib/a.ko", ""), ("/lib/b.ko", "x=1 y=2")]);
     }

@@ -33,6 +33,10 @@ const AWAITED: [Signal; 6] =
 #[cfg_attr(not(test), unsafe(no_mangle))]
 #[cfg_attr(test, allow(dead_code))]
 extern "C" fn main() -> i32 {
+    if std::process::id() != 1 {
+        say!("this is the init of a guest: it mounts, loads and powers off, and so runs as PID 1 only");
+        return 1;
+    }
     std::panic::set_hook(Box::new(|panic| {
         say!("internal error, powering off: {panic}");
         power::end(End::PowerOff);
@@ -65,7 +69,6 @@ fn run(command: &[std::ffi::OsString], awaited: &SigSet, cmdline: &Cmdline) -> E
     match Workload::start(command) {
         Ok(workload) => match workload.wait(awaited) {
             Event::Ended(outcome) => {
-                // The end of a session hangs its terminal up, for us too.
                 console::take(cmdline);
                 say!("workload {outcome}");
                 cmdline.end()
@@ -73,6 +76,7 @@ fn run(command: &[std::ffi::OsString], awaited: &SigSet, cmdline: &Cmdline) -> E
             Event::Told(end) => end,
         },
         Err(error) => {
+            console::take(cmdline);
             say!("{error}");
             say!("workload exited with status {}", error.status());
             cmdline.end()
@@ -99,7 +103,10 @@ fn idle(awaited: &SigSet, cmdline: &Cmdline) -> End {
                 }
                 Event::Told(end) => return end,
             },
-            Err(error) => say!("{error}"),
+            Err(error) => {
+                console::take(cmdline);
+                say!("{error}");
+            }
         }
     }
     say!("{} ended {} times: ending", workload::SHELL, SHELL_RESPAWNS + 1);
