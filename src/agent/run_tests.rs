@@ -184,16 +184,7 @@ fn a_stop_request_ends_a_running_machine_and_the_stream_sees_the_end() {
 #[test]
 fn the_socket_answers_while_the_machine_takes_long_to_stop() {
     let slow = Scripted { stop_takes: Duration::from_millis(300), ..machine(ended(EndReason::PowerOff)) };
-    let (exit, (), _, _dir) = live_with(
-        |_| Ok(slow),
-        async |socket| {
-            loop {
-                let status = Client::new(socket).status().await.expect("answers");
-                if status.state == State::Stopping {
-                    return status.state;
-                }
-            }
-        },
-    );
+    let (exit, (), _, _dir) =
+        live_with(|_| Ok(slow), async |socket| until(&Client::new(socket), State::Stopping).await);
     assert_eq!(exit, Exit::Success);
 }
