@@ -1,9 +1,120 @@
 //! The command line: one file per subcommand.
 
+mod events;
+mod log;
+mod output;
+mod preflight;
+mod render;
+mod run;
+mod status;
+mod stop;
+
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{Args, Parser, Subcommand};
+
+use crate::agent::exit::Exit;
+use crate::spec::config::DEFAULT_SOCKET;
+use crate::status::client::ClientError;
+use crate::status::clock::Clock;
+
+/// One VM in one pod: boots a guest under KVM inside a container and reports what it is doing.
+///
+/// `nestling run` stays in the foreground until the guest ends; its exit code says how. The other commands ask a
+/// running instance over its socket.
+#[derive(Debug, Parser)]
+#[command(name = "nestling", version, arg_required_else_help = true, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Preflight(preflight::PreflightArgs),
+    Run(Box<run::RunArgs>),
+    Status(status::StatusArgs),
+    Events(events::EventsArgs),
+    Stop(stop::StopArgs),
+}
+
+/// Which instance a command talks to.
+#[derive(Debug, Args)]
+struct SocketArgs {
+    /// The status socket of the instance to ask
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    socket: PathBuf,
+}
+
+/// Waits for an instance's answer.
+fn block_on<T>(
+    socket: &Path,
+    answer: impl Future<Output = Result<T, ClientError>>,
+) -> Result<T, ClientError> {
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(answer),
+        Err(error) => Err(ClientError::NoAnswer { socket: socket.to_owned(), reason: error.to_string() }),
+    }
+}
 
 /// Parses the command line, runs one subcommand, and turns its result into the exit code.
 #[must_use]
 pub fn main() -> ExitCode {
-    ExitCode::SUCCESS
+    let clock = Clock::begin();
+    exit_on_panic();
+    match Cli::try_parse() {
+        Ok(cli) => cli.command.carry_out(clock).into(),
+        Err(error) => explain_usage(&error).into(),
+    }
+}
+
+impl Command {
+    fn carry_out(&self, clock: Clock) -> u8 {
+        match self {
+            Self::Preflight(args) => preflight::run(args),
+            Self::Run(args) => run::run(args, clock).code(),
+            Self::Status(args) => status::run(args).code(),
+            Self::Events(args) => events::run(args).code(),
+            Self::Stop(args) => stop::run(args).code(),
+        }
+    }
+}
+
+/// Help and version go to stdout and are a success; everything else is bad input.
+fn explain_usage(error: &clap::Error) -> Exit {
+    let text = error.render().to_string();
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            output::print(&text);
+            Exit::Success
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            output::print_error(&text);
+            Exit::BadInput
+        }
+        _ => {
+            output::complain(text.strip_prefix("error: ").unwrap_or(&text).trim_end());
+            Exit::BadInput
+        }
+    }
+}
+
+/// A defect anywhere ends the whole process with the documented code, and not only its thread.
+fn exit_on_panic() {
+    std::panic::set_hook(Box::new(|panic| {
+        output::complain(&format!("internal error: {panic}"));
+        std::process::exit(Exit::Internal.code().into());
+    }));
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
 }

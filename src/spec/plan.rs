@@ -4,6 +4,28 @@
 
 use std::path::PathBuf;
 
+/// One `nestling run`: the machine, and what is around it.
+#[derive(Debug, Clone)]
+pub struct RunPlan {
+    /// The machine itself.
+    pub machine: MachinePlan,
+    /// The status socket's path, at most 107 bytes.
+    pub socket: PathBuf,
+    /// Where the status is kept on disk, if anywhere.
+    pub status_file: Option<PathBuf>,
+    /// Which KVM will do.
+    pub allow_backend: AllowBackend,
+}
+
+/// Which KVM a run is content with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AllowBackend {
+    /// Only one on a CPU that offers VT-x or AMD-V.
+    Hardware,
+    /// Whatever answers on `/dev/kvm`.
+    Any,
+}
+
 /// Everything the VMM needs to build one machine.
 #[derive(Debug, Clone)]
 pub struct MachinePlan {

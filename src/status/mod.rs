@@ -1,3 +1,25 @@
 //! The status model, events, metrics, the socket server and its client.
+//!
+//! ```text
+//!   agent ──▶ publisher::Publisher ──▶ snapshot::Status ──▶ GET /v1/status, the status file, probes
+//!                  │                        └──▶ metrics ──▶ GET /metrics
+//!                  └──▶ events::EventLog ──▶ GET /v1/events
+//! ```
+//!
+//! The publisher is the only writer. Everybody else reads what it published.
 
+pub mod client;
+pub mod clock;
+pub mod durable;
+mod events;
+mod metrics;
 pub mod model;
+mod patience;
+pub mod probe;
+pub mod publisher;
+mod reason;
+mod routes;
+pub mod server;
+pub mod snapshot;
+pub mod socket;
+mod stream;

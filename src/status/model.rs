@@ -29,6 +29,16 @@ pub enum EndReason {
         /// Who asked, for example `SIGTERM`.
         by: String,
     },
+    /// Preflight found that this node or this pod cannot run the machine.
+    PreflightFailed {
+        /// The finding that stands in the way, with its mend.
+        detail: String,
+    },
+    /// What the user asked for cannot be had: a spec, flag, kernel, initrd, disk or socket path.
+    BadInput {
+        /// Which value, and its mend.
+        detail: String,
+    },
     /// Nestling itself failed while the machine was running.
     Internal {
         /// What failed.
@@ -46,6 +56,18 @@ pub enum BootStage {
     Kernel,
     /// The guest's init is running (a line on the console says so).
     Init,
+}
+
+impl BootStage {
+    /// The stage's name, as the status writes it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Entered => "entered",
+            Self::Kernel => "kernel",
+            Self::Init => "init",
+        }
+    }
 }
 
 /// What a running machine tells its owner. Each variant is sent at most once, so the channel is bounded by design.
@@ -84,6 +106,9 @@ pub struct VcpuFacts {
     /// Every VM exit KVM counted for this vCPU, those it handled itself included (KVM_GET_STATS_FD); absent on old kernels.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kvm_exits_total: Option<u64>,
+    /// The last exit to user space, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_exit: Option<String>,
 }
 
 /// Guest memory.

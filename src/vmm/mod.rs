@@ -196,6 +196,7 @@ impl VcpuSlot {
             id,
             state: if running { "running" } else { "stopped" }.into(),
             exits: self.exits.by_name(),
+            last_exit: self.exits.last(),
             kvm_exits_total: self.statistic.as_ref().and_then(ExitStatistic::read),
         }
     }

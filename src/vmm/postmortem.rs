@@ -88,14 +88,23 @@ fn log_before(memory: &GuestMemoryMmap, panic_at: u64) -> Vec<String> {
     let read = memory.read(&mut bytes, GuestAddress(start)).unwrap_or(0);
     bytes.truncate(read);
     let runs = bytes.split(|&byte| !is_text(byte)).filter(|run| run.len() >= MIN_LINE);
-    let lines: Vec<String> = runs.map(printable).collect();
+    let lines: Vec<String> = runs.map(|run| printable(without_echo(run))).collect();
     let end = lines.iter().position(|line| line.starts_with(PANIC)).map_or(lines.len(), |at| at + 1);
     lines[..end].iter().skip(end.saturating_sub(LOG_LINES)).cloned().collect()
 }
 
 fn printable_run(bytes: &[u8]) -> String {
-    let run = bytes.iter().take(MAX_MESSAGE).take_while(|&&byte| is_text(byte)).copied();
-    printable(&run.collect::<Vec<u8>>())
+    let bytes = &bytes[..bytes.len().min(MAX_MESSAGE)];
+    let len = bytes.iter().position(|&byte| !is_text(byte)).unwrap_or(bytes.len());
+    printable(without_echo(&bytes[..len]))
+}
+
+/// A record whose level prefix (two bytes) the kernel has moved out of the way still ends with its last two bytes twice.
+fn without_echo(run: &[u8]) -> &[u8] {
+    match run {
+        [text @ .., a, b, c, d] if (a, b) == (c, d) => &run[..text.len() + 2],
+        _ => run,
+    }
 }
 
 fn is_text(byte: u8) -> bool {
@@ -116,7 +125,7 @@ mod tests {
         let ram = GuestRam::new(64 << 20).unwrap();
         let memory = ram.memory();
         memory.write_slice(b"Kernel panic - not syncing: %s\n\0", GuestAddress(0x100_0000)).unwrap();
-        let log = b"\x01\0\0\0\0\0\0\0Booting\0\x02\0Run /init failed\0\0\x03\0Kernel panic - not syncing: VFS: no root\0\xff";
+        let log = b"\x01\0\0\0\0\0\0\0Booting\0\x02\0Run /init failed\0\0\x03\0Kernel panic - not syncing: VFS: no rootot\0\xff";
         memory.write_slice(log, GuestAddress(0x20f_fff0)).unwrap();
         let found = examine(memory, &ram.regions());
         assert_eq!(found.message.unwrap(), "Kernel panic - not syncing: VFS: no root");

@@ -105,22 +105,22 @@ impl Vcpu {
 
     /// Enters the guest once and handles the exit.
     fn step(&mut self) -> Next {
-        let count = |reason| self.exits.count(reason);
+        let count = |reason| self.exits.count(reason, 0);
         match self.fd.run() {
             Ok(VcpuExit::IoIn(port, data)) => {
-                count(ExitReason::IoIn);
+                self.exits.count(ExitReason::IoIn, port.into());
                 self.buses.pio.read(port.into(), data);
             }
             Ok(VcpuExit::IoOut(port, data)) => {
-                count(ExitReason::IoOut);
+                self.exits.count(ExitReason::IoOut, port.into());
                 self.buses.pio.write(port.into(), data);
             }
             Ok(VcpuExit::MmioRead(address, data)) => {
-                count(ExitReason::MmioRead);
+                self.exits.count(ExitReason::MmioRead, address);
                 self.buses.mmio.read(address, data);
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
-                count(ExitReason::MmioWrite);
+                self.exits.count(ExitReason::MmioWrite, address);
                 self.buses.mmio.write(address, data);
             }
             Ok(VcpuExit::Intr) => count(ExitReason::Interrupted),

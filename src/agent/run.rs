@@ -1,0 +1,166 @@
+//! `nestling run`, from a valid plan to an exit code.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use tokio::runtime::Builder;
+use tokio::sync::mpsc::{self, UnboundedReceiver};
+use tokio::sync::oneshot;
+
+use super::exit::Exit;
+use super::gate::admit;
+use super::life::Life;
+use super::lifecycle::LifeEvent;
+use super::signals::Signals;
+use super::vm::{TimedEvent, Vm, bridge, create};
+use crate::spec::plan::RunPlan;
+use crate::status::clock::Clock;
+use crate::status::durable::leave_last_words;
+use crate::status::model::{EndReason, MachineEvent};
+use crate::status::publisher::Publisher;
+use crate::status::server::{Server, StopRequest};
+use crate::status::snapshot::{End, State};
+use crate::status::socket::{Claim, claim};
+
+/// Runs the machine of `plan` to its end, in the foreground.
+///
+/// # Errors
+/// When the run ended before it had a socket, and with it a status: the reason is the caller's to print.
+pub fn run(plan: &RunPlan, clock: Clock) -> Result<Exit, EndReason> {
+    let runtime = Builder::new_current_thread().enable_all().build().map_err(internal)?;
+    runtime.block_on(async {
+        let signals = Signals::listen().map_err(internal)?;
+        let claim = claim(&plan.socket).map_err(|error| EndReason::BadInput { detail: error.to_string() })?;
+        Ok(live(plan, clock, claim, signals, create).await)
+    })
+}
+
+/// Says to Kubernetes why a run ended that never had a status.
+pub fn refuse(reason: &EndReason) -> Exit {
+    let exit = Exit::from(reason);
+    let end = End {
+        reason: reason.clone(),
+        exit_code: exit.code(),
+        exit_name: exit.name().to_owned(),
+        message: reason.to_string(),
+        last_exit: None,
+        console_tail: Vec::new(),
+    };
+    leave_last_words(State::Failed, &end);
+    exit
+}
+
+/// The whole life, with the socket up from the first state to the last event.
+async fn live<M: Vm>(
+    plan: &RunPlan,
+    clock: Clock,
+    claim: Claim,
+    signals: Signals,
+    build: impl FnOnce(&RunPlan) -> Result<M, EndReason>,
+) -> Exit {
+    let publisher = Arc::new(Publisher::new(clock, (&plan.machine).into(), plan.status_file.clone()));
+    let (ask_stop, stop_requests) = mpsc::channel(1);
+    let server = Server::start(claim, Arc::clone(&publisher), ask_stop);
+    let mut life = Life::begin(Arc::clone(&publisher));
+    let exit = match prepare(plan, &mut life, &publisher, build) {
+        Ok(machine) => Running { machine, life, signals, stop_requests, clock }.see_through().await,
+        Err(reason) => life.finish(reason, Vec::new()),
+    };
+    server.finish().await;
+    exit
+}
+
+/// Preflight, then the machine; nothing runs yet.
+fn prepare<M: Vm>(
+    plan: &RunPlan,
+    life: &mut Life,
+    publisher: &Publisher,
+    build: impl FnOnce(&RunPlan) -> Result<M, EndReason>,
+) -> Result<Arc<Mutex<M>>, EndReason> {
+    publisher.set_backend(admit(plan.allow_backend)?);
+    life.step(LifeEvent::Admitted);
+    let machine = Arc::new(Mutex::new(build(plan)?));
+    let watched = Arc::clone(&machine);
+    publisher.watch(Box::new(move || watched.try_lock().ok().map(|machine| machine.facts())));
+    life.step(LifeEvent::Created);
+    Ok(machine)
+}
+
+/// A built machine and everything that can end it.
+struct Running<M> {
+    machine: Arc<Mutex<M>>,
+    life: Life,
+    signals: Signals,
+    stop_requests: mpsc::Receiver<StopRequest>,
+    clock: Clock,
+}
+
+impl<M: Vm> Running<M> {
+    /// Starts the machine, waits for its end whoever brings it, takes the machine down, and tells the story.
+    async fn see_through(mut self) -> Exit {
+        let mut reason = match self.start() {
+            Ok(events) => self.wait(events).await,
+            Err(reason) => reason,
+        };
+        self.life.step(LifeEvent::EndBegan);
+        if let Err(by) = self.take_down().await {
+            tracing::warn!(target: "nestling", "{by} again: leaving without waiting for the machine");
+            reason = EndReason::Stopped { by };
+        }
+        let console_tail = self.machine.try_lock().map(|machine| machine.console_tail()).unwrap_or_default();
+        self.life.finish(reason, console_tail)
+    }
+
+    fn start(&self) -> Result<UnboundedReceiver<TimedEvent>, EndReason> {
+        let (to_us, events) = bridge(self.clock).map_err(internal)?;
+        self.machine.lock().unwrap_or_else(PoisonError::into_inner).start(to_us)?;
+        Ok(events)
+    }
+
+    /// Follows the machine until it ends or somebody wants it to.
+    async fn wait(&mut self, mut events: UnboundedReceiver<TimedEvent>) -> EndReason {
+        loop {
+            tokio::select! {
+                biased;
+                event = events.recv() => match event {
+                    Some((MachineEvent::Stage(stage), at)) => self.life.reach(stage, at),
+                    Some((MachineEvent::Ended(reason), _)) => return reason,
+                    None => return internal("the machine's threads ended without a word"),
+                },
+                signal = self.signals.next() => return EndReason::Stopped { by: signal.name().to_owned() },
+                Some(StopRequest) = self.stop_requests.recv() => {
+                    return EndReason::Stopped { by: "a request on the socket".to_owned() };
+                }
+            }
+        }
+    }
+
+    /// Stops the machine beside us, so that the socket stays up and a second signal is heard; that one's name is
+    /// the error.
+    async fn take_down(&mut self) -> Result<(), String> {
+        let (done, is_down) = oneshot::channel();
+        let machine = Arc::clone(&self.machine);
+        let stopper =
+            thread::Builder::new().name("machine-stop".into()).stack_size(256 << 10).spawn(move || {
+                machine.lock().unwrap_or_else(PoisonError::into_inner).stop();
+                let _ = done.send(());
+            });
+        if stopper.is_err() {
+            // No thread to be had: stop here, deaf for the while it takes.
+            self.machine.lock().unwrap_or_else(PoisonError::into_inner).stop();
+            return Ok(());
+        }
+        tokio::select! {
+            _ = is_down => Ok(()),
+            signal = self.signals.next() => Err(signal.name().to_owned()),
+        }
+    }
+}
+
+fn internal(error: impl std::fmt::Display) -> EndReason {
+    EndReason::Internal { detail: error.to_string() }
+}
+
+#[cfg(test)]
+#[path = "run_tests.rs"]
+mod tests;

@@ -1,0 +1,191 @@
+//! Whole lives of a machine that is not there: what it tells, and what everybody then reads.
+
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::Sender;
+use std::time::Duration;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::*;
+use crate::spec::plan::MachinePlan;
+use crate::spec::plan::{AllowBackend, CmdlinePlan, ConsoleKind};
+use crate::status::client::Client;
+use crate::status::model::{BootStage, MachineFacts};
+
+/// Tells its script as soon as it is started, and then waits to be stopped.
+struct Scripted {
+    script: Vec<MachineEvent>,
+    events: Option<Sender<MachineEvent>>,
+    stop_takes: Duration,
+}
+
+impl Vm for Scripted {
+    fn start(&mut self, events: Sender<MachineEvent>) -> Result<(), EndReason> {
+        for event in self.script.drain(..) {
+            events.send(event).expect("the agent listens");
+        }
+        self.events = Some(events);
+        Ok(())
+    }
+
+    fn facts(&self) -> MachineFacts {
+        MachineFacts { exits_total: 7, ..MachineFacts::default() }
+    }
+
+    fn console_tail(&self) -> Vec<String> {
+        vec!["Kernel panic - not syncing".to_owned()]
+    }
+
+    fn stop(&mut self) {
+        thread::sleep(self.stop_takes);
+        self.events = None;
+    }
+}
+
+fn machine(script: Vec<MachineEvent>) -> Scripted {
+    Scripted { script, events: None, stop_takes: Duration::ZERO }
+}
+
+fn plan(dir: &Path) -> RunPlan {
+    let machine = MachinePlan {
+        cpus: 1,
+        memory_bytes: 256 << 20,
+        kernel: PathBuf::from("/kernel"),
+        initrd: None,
+        cmdline: CmdlinePlan::Append(String::new()),
+        disks: Vec::new(),
+        console: ConsoleKind::Virtio,
+    };
+    let (socket, status_file) = (dir.join("n.sock"), Some(dir.join("status.json")));
+    RunPlan { machine, socket, status_file, allow_backend: AllowBackend::Any }
+}
+
+/// Lives a whole life on a runtime like the real one, with `beside` going on at the same time.
+fn live_with<M: Vm, T>(
+    build: impl FnOnce(&RunPlan) -> Result<M, EndReason>,
+    beside: impl AsyncFnOnce(&Path) -> T,
+) -> (Exit, T, Value, TempDir) {
+    let dir = tempfile::tempdir().expect("dir");
+    let plan = plan(dir.path());
+    let runtime = Builder::new_current_thread().enable_all().build().expect("runtime");
+    let (exit, seen) = runtime.block_on(async {
+        let signals = Signals::listen().expect("signals");
+        let claim = claim(&plan.socket).expect("claim");
+        tokio::join!(live(&plan, Clock::begin(), claim, signals, build), beside(&plan.socket))
+    });
+    let text = std::fs::read(dir.path().join("status.json")).expect("status file");
+    (exit, seen, serde_json::from_slice(&text).expect("JSON"), dir)
+}
+
+async fn until(client: &Client<'_>, state: State) {
+    while client.status().await.expect("answers").state != state {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn ended(reason: EndReason) -> Vec<MachineEvent> {
+    vec![
+        MachineEvent::Stage(BootStage::Entered),
+        MachineEvent::Stage(BootStage::Kernel),
+        MachineEvent::Stage(BootStage::Init),
+        MachineEvent::Ended(reason),
+    ]
+}
+
+#[test]
+fn a_guest_that_powers_off_ends_stopped_with_zero_and_leaves_its_status() {
+    let (exit, (), status, dir) = live_with(|_| Ok(machine(ended(EndReason::PowerOff))), async |_| ());
+    assert_eq!(exit, Exit::Success);
+    assert_eq!(status["state"], "stopped");
+    assert_eq!(status["reason"]["kind"], "power-off");
+    assert_eq!(status["exit_code"], 0);
+    assert_eq!(status["exits_total"], 7);
+    assert_eq!(status["stages"].as_array().expect("stages").len(), 3);
+    assert!(status.get("console_tail").is_none());
+    assert_eq!(std::fs::read_dir(dir.path()).expect("list").count(), 1, "only the status file stays");
+}
+
+#[test]
+fn a_panic_ends_failed_with_the_console_s_last_lines() {
+    let reason = EndReason::GuestPanic { message: Some("Attempted to kill init!".into()) };
+    let (exit, (), status, _dir) = live_with(|_| Ok(machine(ended(reason))), async |_| ());
+    assert_eq!(exit, Exit::GuestPanic);
+    assert_eq!(status["state"], "failed");
+    assert_eq!(status["message"], "the guest kernel panicked: Attempted to kill init!");
+    assert_eq!(status["console_tail"][0], "Kernel panic - not syncing");
+}
+
+#[test]
+fn a_machine_that_cannot_be_built_fails_with_its_reason() {
+    let build =
+        |_: &RunPlan| Err::<Scripted, _>(EndReason::BadInput { detail: "/kernel is no kernel".into() });
+    let (exit, (), status, _dir) = live_with(build, async |_| ());
+    assert_eq!(exit, Exit::BadInput);
+    assert_eq!(status["state"], "failed");
+    assert_eq!(status["message"], "/kernel is no kernel");
+}
+
+#[test]
+fn threads_that_end_without_a_word_are_an_internal_error() {
+    struct Silent;
+    impl Vm for Silent {
+        fn start(&mut self, _: Sender<MachineEvent>) -> Result<(), EndReason> {
+            Ok(())
+        }
+        fn facts(&self) -> MachineFacts {
+            MachineFacts::default()
+        }
+        fn console_tail(&self) -> Vec<String> {
+            Vec::new()
+        }
+        fn stop(&mut self) {}
+    }
+    let (exit, (), status, _dir) = live_with(|_| Ok(Silent), async |_| ());
+    assert_eq!(exit, Exit::Internal);
+    assert_eq!(status["state"], "failed");
+}
+
+#[test]
+fn a_stop_request_ends_a_running_machine_and_the_stream_sees_the_end() {
+    let script = vec![MachineEvent::Stage(BootStage::Entered), MachineEvent::Stage(BootStage::Kernel)];
+    let (exit, lines, status, _dir) = live_with(
+        |_| Ok(machine(script)),
+        async |socket| {
+            let client = Client::new(socket);
+            let mut lines = Vec::new();
+            let watch = client.events(true, |bytes| {
+                lines.extend_from_slice(bytes);
+                Ok(())
+            });
+            let stop_when_running = async {
+                until(&client, State::Running).await;
+                client.stop().await
+            };
+            let (watched, stopped) = tokio::join!(watch, stop_when_running);
+            watched.expect("stream");
+            stopped.expect("accepted");
+            String::from_utf8(lines).expect("text")
+        },
+    );
+    assert_eq!(exit, Exit::Terminated);
+    assert_eq!(status["reason"]["by"], "a request on the socket");
+    let last: Value = serde_json::from_str(lines.lines().last().expect("lines")).expect("JSON");
+    assert_eq!(last["kind"], "ended");
+    assert_eq!(last["exit_code"], 143);
+    let states: Vec<_> = lines
+        .lines()
+        .filter_map(|line| {
+            serde_json::from_str::<Value>(line).expect("JSON")["state"].as_str().map(str::to_owned)
+        })
+        .collect();
+    assert_eq!(states, ["preflight", "creating", "booting", "running", "stopping", "stopped"]);
+}
+
+#[test]
+fn the_socket_answers_while_the_machine_takes_long_to_stop() {
+    let slow = Scripted { stop_takes: Duration::from_millis(300), ..machine(ended(EndReason::PowerOff)) };
+    let (exit, (), _, _dir) =
+        live_with(|_| Ok(slow), async |socket| until(&Client::new(socket), State::Stopping).await);
+    assert_eq!(exit, Exit::Success);
+}

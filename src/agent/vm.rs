@@ -1,0 +1,70 @@
+//! The agent's side of the machine: what it needs of one, and where it meets `crate::vmm`.
+
+use std::sync::mpsc::{self, Sender};
+use std::thread;
+
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use super::chain::chain;
+use super::gate::explain;
+use crate::spec::plan::RunPlan;
+use crate::status::clock::{Clock, Moment};
+use crate::status::model::{EndReason, MachineEvent, MachineFacts};
+use crate::vmm::{Machine, MachineError};
+
+/// A machine as the agent sees it. Tests have one without KVM.
+pub(super) trait Vm: Send + 'static {
+    /// Starts the vCPUs; what happens then is told on `events`.
+    fn start(&mut self, events: Sender<MachineEvent>) -> Result<(), EndReason>;
+    /// What it looks like now.
+    fn facts(&self) -> MachineFacts;
+    /// The guest's last console lines.
+    fn console_tail(&self) -> Vec<String>;
+    /// Stops everything; returns when all threads are gone.
+    fn stop(&mut self);
+}
+
+impl Vm for Machine {
+    fn start(&mut self, events: Sender<MachineEvent>) -> Result<(), EndReason> {
+        Machine::start(self, events).map_err(|error| EndReason::Internal { detail: chain(&error) })
+    }
+
+    fn facts(&self) -> MachineFacts {
+        Machine::facts(self)
+    }
+
+    fn console_tail(&self) -> Vec<String> {
+        Machine::console_tail(self)
+    }
+
+    fn stop(&mut self) {
+        Machine::stop(self);
+    }
+}
+
+/// Builds the machine. A plan that cannot be had is the user's to mend; a KVM that refuses is the node's.
+pub(super) fn create(plan: &RunPlan) -> Result<Machine, EndReason> {
+    Machine::new(&plan.machine).map_err(|error| match &error {
+        MachineError::Kvm { .. } => explain(chain(&error), plan.allow_backend),
+        error if error.is_bad_input() => EndReason::BadInput { detail: chain(error) },
+        error => EndReason::Internal { detail: chain(error) },
+    })
+}
+
+/// A machine's event and when it came.
+pub(super) type TimedEvent = (MachineEvent, Moment);
+
+/// Carries the machine's events from its threads to the agent, stamped on arrival. The channel needs no bound: a
+/// machine sends each event at most once. The thread ends when the machine has dropped its end.
+pub(super) fn bridge(clock: Clock) -> std::io::Result<(Sender<MachineEvent>, UnboundedReceiver<TimedEvent>)> {
+    let (from_machine, events) = mpsc::channel();
+    let (to_agent, timed_events) = unbounded_channel();
+    thread::Builder::new().name("machine-events".into()).stack_size(64 << 10).spawn(move || {
+        for event in events {
+            if to_agent.send((event, clock.now())).is_err() {
+                return;
+            }
+        }
+    })?;
+    Ok((from_machine, timed_events))
+}

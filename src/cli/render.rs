@@ -1,0 +1,166 @@
+//! The status for people: one fact per line, labels on the left.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use crate::status::model::{DeviceFacts, HostBackend, MemoryFacts, VcpuFacts};
+use crate::status::snapshot::{End, PlanSummary, StageReached, Status};
+
+/// Width of the labels.
+const LABEL: usize = 9;
+
+/// The whole page.
+pub(super) fn status(status: &Status) -> String {
+    let mut page = String::new();
+    let age = status.uptime_ms.saturating_sub(status.since_ms);
+    row(&mut page, "state", &format!("{} since {} ({})", status.state.name(), status.since, duration(age)));
+    if let Some(end) = &status.end {
+        end_rows(&mut page, end);
+    }
+    for warning in &status.warnings {
+        row(&mut page, "warning", warning);
+    }
+    let process = format!("{}, up {}, nestling {}", status.pid, duration(status.uptime_ms), status.version);
+    row(&mut page, "process", &process);
+    if let Some(backend) = &status.backend {
+        row(&mut page, "backend", &backend_text(backend));
+    }
+    row(&mut page, "plan", &plan_text(&status.plan));
+    row(&mut page, "stages", &stages_text(&status.stages));
+    row(&mut page, "memory", &memory_text(&status.machine.memory));
+    for vcpu in &status.machine.vcpus {
+        row(&mut page, &format!("vCPU {}", vcpu.id), &vcpu_text(vcpu));
+    }
+    let exits = format!("{} to user space: {}", status.machine.exits_total, counts(&status.machine.exits));
+    row(&mut page, "exits", &exits);
+    devices(&mut page, &status.machine.devices);
+    page
+}
+
+fn row(page: &mut String, label: &str, text: &str) {
+    let _ = writeln!(page, "{label:LABEL$} {text}");
+}
+
+fn end_rows(page: &mut String, end: &End) {
+    row(page, "ended", &format!("{}; exit code {} ({})", end.message, end.exit_code, end.exit_name));
+    if let Some(exit) = &end.last_exit {
+        row(page, "last exit", exit);
+    }
+    for line in &end.console_tail {
+        row(page, "console", line);
+    }
+}
+
+fn backend_text(backend: &HostBackend) -> String {
+    let hardware = if backend.hardware_virtualization { "with" } else { "without" };
+    let under = backend.hypervisor.as_ref().map(|name| format!(", under {name}")).unwrap_or_default();
+    let HostBackend { kvm_module, cpu_vendor, .. } = backend;
+    format!("{kvm_module} on {cpu_vendor} {hardware} hardware virtualization{under}")
+}
+
+fn plan_text(plan: &PlanSummary) -> String {
+    let plural = if plan.cpus == 1 { "" } else { "s" };
+    let mut text =
+        format!("{} vCPU{plural}, {}, {}", plan.cpus, size(plan.memory_bytes), plan.kernel.display());
+    if let Some(initrd) = &plan.initrd {
+        let _ = write!(text, " + {}", initrd.display());
+    }
+    let _ = write!(text, ", {} console", plan.console);
+    text
+}
+
+fn stages_text(stages: &[StageReached]) -> String {
+    let reached: Vec<_> = stages
+        .iter()
+        .map(|reached| format!("{} at {}", reached.stage.name(), duration(reached.at.ms)))
+        .collect();
+    if reached.is_empty() { "none reached".to_owned() } else { reached.join(", ") }
+}
+
+fn memory_text(memory: &MemoryFacts) -> String {
+    format!(
+        "{}, {} touched, {:.0} % of it in huge pages; {} beyond it",
+        size(memory.size_bytes),
+        size(memory.resident_bytes),
+        memory.huge_share * 100.0,
+        size(memory.overhead_bytes)
+    )
+}
+
+fn vcpu_text(vcpu: &VcpuFacts) -> String {
+    let exits: u64 = vcpu.exits.values().sum();
+    let all = vcpu.kvm_exits_total.map(|all| format!(" of {all} in all")).unwrap_or_default();
+    let last = vcpu.last_exit.as_ref().map(|exit| format!(", the last: {exit}")).unwrap_or_default();
+    format!("{}, {exits} exits to user space{all}{last}", vcpu.state)
+}
+
+fn devices(page: &mut String, devices: &[DeviceFacts]) {
+    if devices.is_empty() {
+        return;
+    }
+    let _ = writeln!(
+        page,
+        "\n{:12} {:16} {:12} {:>7} {:>7}  COUNTERS",
+        "ADDRESS", "DEVICE", "STATE", "READS", "WRITES"
+    );
+    for device in devices {
+        let DeviceFacts { kind, address, state, trapped_reads, trapped_writes, .. } = device;
+        let _ = write!(page, "{address:12} {kind:16} {state:12} {trapped_reads:>7} {trapped_writes:>7}  ");
+        let _ = writeln!(page, "{}", device_detail(device));
+    }
+    page.push_str("READS and WRITES are register accesses that left the guest for user space.\n");
+}
+
+fn device_detail(device: &DeviceFacts) -> String {
+    let backend = device.backend.as_ref().map(|backend| format!("{backend}  ")).unwrap_or_default();
+    format!("{backend}{}", counts(&device.counters)).trim_end().to_owned()
+}
+
+/// `io 120, mmio 3`, the largest first.
+fn counts(counts: &BTreeMap<String, u64>) -> String {
+    let mut pairs: Vec<_> = counts.iter().filter(|(_, count)| **count > 0).collect();
+    pairs.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+    let texts: Vec<_> = pairs.iter().map(|(name, count)| format!("{name} {count}")).collect();
+    if texts.is_empty() { "none".to_owned() } else { texts.join(", ") }
+}
+
+/// `12 ms`, `3.4 s`, `5 min 6 s`, `2 h 3 min`.
+fn duration(ms: u64) -> String {
+    match ms {
+        0..1_000 => format!("{ms} ms"),
+        1_000..60_000 => format!("{}.{} s", ms / 1000, ms / 100 % 10),
+        60_000..3_600_000 => format!("{} min {} s", ms / 60_000, ms / 1000 % 60),
+        _ => format!("{} h {} min", ms / 3_600_000, ms / 60_000 % 60),
+    }
+}
+
+/// Mebibytes, with a tenth below ten.
+fn size(bytes: u64) -> String {
+    let tenths = u128::from(bytes) * 10 / (1 << 20);
+    if tenths < 100 { format!("{}.{} MiB", tenths / 10, tenths % 10) } else { format!("{} MiB", tenths / 10) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_read_well() {
+        for (ms, text) in [(7, "7 ms"), (1105, "1.1 s"), (61_000, "1 min 1 s"), (7_380_000, "2 h 3 min")] {
+            assert_eq!(duration(ms), text);
+        }
+    }
+
+    #[test]
+    fn sizes_read_well() {
+        for (bytes, text) in [(0, "0.0 MiB"), (4_300_000, "4.1 MiB"), (256 << 20, "256 MiB")] {
+            assert_eq!(size(bytes), text);
+        }
+    }
+
+    #[test]
+    fn counts_are_sorted_by_number() {
+        let map = BTreeMap::from([("hlt".to_owned(), 1), ("io".to_owned(), 9), ("mmio".to_owned(), 0)]);
+        assert_eq!(counts(&map), "io 9, hlt 1");
+    }
+}

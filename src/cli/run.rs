@@ -1,0 +1,153 @@
+//! `nestling run`: flags and a spec become a plan, and the agent runs it.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{log, output};
+use crate::agent;
+use crate::agent::chain::chain;
+use crate::agent::exit::Exit;
+use crate::spec::config::{Config, Given};
+use crate::spec::disk::DiskConfig;
+use crate::spec::error::SpecError;
+use crate::spec::plan::RunPlan;
+use crate::spec::yaml;
+use crate::status::clock::Clock;
+use crate::status::model::EndReason;
+
+const EXAMPLES: &str = "\
+Examples:
+  nestling run --kernel vmlinuz --initrd initrd.img --memory 512M --cpus 2
+  nestling run --kernel vmlinux --disk /data/root.img --cmdline 'root=/dev/vda rw'
+  nestling run --kernel vmlinux --disk path=/data/base.img,readonly=true --disk path=/data/work.img
+  nestling run vm.yaml --memory 2Gi
+
+A spec has one key per flag, with the same name:
+  kernel: /boot/vmlinuz
+  initrd: /boot/initrd.img
+  cmdline: quiet
+  cpus: 2
+  memory: 512M
+  disk:
+    - path: /data/base.img
+      readonly: true
+
+The guest's console is on stdout, Nestling's own log on stderr (filter: NESTLING_LOG=debug).
+SIGTERM or SIGINT stops the machine; a second one leaves at once.
+Exit codes: 0 the guest powered off, 130 or 143 stopped, 200 preflight, 201 bad input, 203 guest panic,
+204 guest reset, 205 triple fault, 206 KVM error, 210 internal error.";
+
+/// Boot the VM and stay with it until it ends
+#[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES, after_help = "See --help for examples and exit codes.")]
+pub(super) struct RunArgs {
+    /// A YAML spec; a flag wins over the key of the same name
+    #[arg(value_name = "SPEC.yaml")]
+    spec: Option<PathBuf>,
+
+    /// Kernel image: an ELF vmlinux or a bzImage
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+
+    /// Initial RAM disk, loaded as it is
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+
+    /// Text appended to the kernel command line that Nestling computes (console, root, boot hints)
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    cmdline: Option<String>,
+
+    /// The whole kernel command line, in place of what Nestling computes
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    cmdline_replace: Option<String>,
+
+    /// vCPUs: 1 to 32, or auto for as many as this process may use [default: 1]
+    #[arg(long, value_name = "N|auto")]
+    cpus: Option<String>,
+
+    /// Guest RAM, a multiple of 2 MiB from 32M up; K, M, G, T (also Mi, MiB, …) are powers of 1024, a plain number
+    /// counts bytes [default: 256M]
+    #[arg(long, value_name = "SIZE|auto")]
+    memory: Option<String>,
+
+    /// A disk, repeatable; the first is the guest's vda. A path, or path=FILE[,readonly=true][,format=raw]
+    #[arg(long, value_name = "DISK")]
+    disk: Vec<String>,
+
+    /// The guest's console: virtio (hvc0) or serial (ttyS0) [default: virtio]
+    #[arg(long, value_name = "KIND")]
+    console: Option<String>,
+
+    /// Where to serve the status [default: /run/nestling/nestling.sock]
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+
+    /// Also keep the status in this file, replaced as a whole at each change of state; it stays after the end
+    #[arg(long, value_name = "FILE")]
+    status_file: Option<PathBuf>,
+
+    /// Which KVM will do: hardware (VT-x or AMD-V), or any that answers on /dev/kvm [default: hardware]
+    #[arg(long, value_name = "WHICH")]
+    allow_backend: Option<String>,
+
+    /// Form of the log on stderr: text or json [default: text]
+    #[arg(long, value_name = "FORM")]
+    log_format: Option<String>,
+
+    /// A command to run in the guest
+    #[arg(last = true, value_name = "CMD", hide = true)]
+    command: Vec<OsString>,
+}
+
+/// Runs the command.
+pub(super) fn run(args: &RunArgs, clock: Clock) -> Exit {
+    let ended = plan(args)
+        .map_err(|error| EndReason::BadInput { detail: chain(&error) })
+        .and_then(|plan| agent::run::run(&plan, clock));
+    ended.unwrap_or_else(|reason| {
+        output::complain(&reason.to_string());
+        agent::run::refuse(&reason)
+    })
+}
+
+/// The plan, with the log started in the form that was asked for.
+fn plan(args: &RunArgs) -> Result<RunPlan, SpecError> {
+    if !args.command.is_empty() {
+        let what = "a command for the guest (after --)";
+        return Err(SpecError::Unsupported { what, mend: "let the guest's own init start it" });
+    }
+    let spec = args.spec.as_deref().map(yaml::read).transpose()?.unwrap_or_default();
+    let config = spec.overridden_by(args.to_config()?);
+    log::start(config.log_format()?);
+    config.resolve()
+}
+
+impl RunArgs {
+    fn to_config(&self) -> Result<Config, SpecError> {
+        Ok(Config {
+            kernel: given("--kernel", self.kernel.as_ref()),
+            initrd: given("--initrd", self.initrd.as_ref()),
+            cmdline: given("--cmdline", self.cmdline.as_ref()),
+            cmdline_replace: given("--cmdline-replace", self.cmdline_replace.as_ref()),
+            cpus: given("--cpus", self.cpus.as_ref()),
+            memory: given("--memory", self.memory.as_ref()),
+            disk: self.disk.iter().map(|text| disk(text)).collect::<Result<_, _>>()?,
+            console: given("--console", self.console.as_ref()),
+            socket: given("--socket", self.socket.as_ref()),
+            status_file: given("--status-file", self.status_file.as_ref()),
+            allow_backend: given("--allow-backend", self.allow_backend.as_ref()),
+            log_format: given("--log-format", self.log_format.as_ref()),
+        })
+    }
+}
+
+fn given<T: Clone>(flag: &'static str, value: Option<&T>) -> Option<Given<T>> {
+    value.map(|value| Given::by_flag(flag, value.clone()))
+}
+
+fn disk(text: &str) -> Result<Given<DiskConfig>, SpecError> {
+    let disk = DiskConfig::parse(text).map_err(|problem| Given::by_flag("--disk", ()).refuse(problem))?;
+    Ok(Given::by_flag("--disk", disk))
+}

@@ -1,0 +1,172 @@
+//! The spec file: YAML whose keys are the flags' names.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_saphyr::{Error as YamlError, MessageFormatter, Spanned, UserMessageFormatter};
+
+use super::config::{Config, Given, Origin};
+use super::disk::{self, DiskConfig};
+use super::error::SpecError;
+use super::files::in_words;
+
+/// A spec is a page of text; a larger file is something else that was named by mistake.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// The spec's keys, for spelling hints.
+const KEYS: [&str; 12] = [
+    "kernel",
+    "initrd",
+    "cmdline",
+    "cmdline-replace",
+    "cpus",
+    "memory",
+    "disk",
+    "console",
+    "socket",
+    "status-file",
+    "allow-backend",
+    "log-format",
+];
+
+/// The file's shape. Every scalar is taken as text with its place and read later, as a flag's value is.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct Document {
+    kernel: Option<Spanned<String>>,
+    initrd: Option<Spanned<String>>,
+    cmdline: Option<Spanned<String>>,
+    cmdline_replace: Option<Spanned<String>>,
+    cpus: Option<Spanned<String>>,
+    memory: Option<Spanned<String>>,
+    #[serde(alias = "disks")]
+    disk: Option<Vec<Spanned<DiskEntry>>>,
+    console: Option<Spanned<String>>,
+    socket: Option<Spanned<String>>,
+    status_file: Option<Spanned<String>>,
+    allow_backend: Option<Spanned<String>>,
+    log_format: Option<Spanned<String>>,
+}
+
+/// One disk of the list.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DiskEntry {
+    path: String,
+    #[serde(default)]
+    readonly: bool,
+    format: Option<String>,
+}
+
+/// Reads a spec file.
+///
+/// # Errors
+/// When the file cannot be read, is not text, is not YAML, or has a key or a type that a spec does not have; the
+/// text names line and column.
+pub fn read(file: &Path) -> Result<Config, SpecError> {
+    parse(&read_text(file)?, file)
+}
+
+/// Reads a spec's text; `file` is for messages.
+///
+/// # Errors
+/// As for [`read`].
+pub fn parse(text: &str, file: &Path) -> Result<Config, SpecError> {
+    let document: Document = serde_saphyr::from_str(text).map_err(|error| refuse(file, &error))?;
+    Ok(document.into_config(file))
+}
+
+fn read_text(file: &Path) -> Result<String, SpecError> {
+    let unreadable = |reason: String| SpecError::Unreadable { file: file.to_owned(), reason };
+    let mut bytes = Vec::new();
+    File::open(file)
+        .and_then(|open| open.take(MAX_BYTES + 1).read_to_end(&mut bytes))
+        .map_err(|error| unreadable(in_words(&error)))?;
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(unreadable(format!("it is larger than {} KiB, so it is no spec", MAX_BYTES >> 10)));
+    }
+    String::from_utf8(bytes)
+        .map_err(|_| unreadable("it is not UTF-8 text: a kernel is given with --kernel".to_owned()))
+}
+
+impl Document {
+    fn into_config(self, file: &Path) -> Config {
+        let file: Arc<Path> = file.into();
+        let text = |value: Option<Spanned<String>>| value.map(|value| place(value, &file));
+        let path = |value: Option<Spanned<String>>| {
+            value
+                .map(|value| place(value, &file))
+                .map(|Given { value, origin }| Given { value: PathBuf::from(value), origin })
+        };
+        Config {
+            kernel: path(self.kernel),
+            initrd: path(self.initrd),
+            cmdline: text(self.cmdline),
+            cmdline_replace: text(self.cmdline_replace),
+            cpus: text(self.cpus),
+            memory: text(self.memory),
+            disk: self.disk.unwrap_or_default().into_iter().map(|disk| disk_config(disk, &file)).collect(),
+            console: text(self.console),
+            socket: path(self.socket),
+            status_file: path(self.status_file),
+            allow_backend: text(self.allow_backend),
+            log_format: text(self.log_format),
+        }
+    }
+}
+
+fn disk_config(entry: Spanned<DiskEntry>, file: &Arc<Path>) -> Given<DiskConfig> {
+    let Given { value: DiskEntry { path, readonly, format }, origin } = place(entry, file);
+    Given { value: DiskConfig { path: path.into(), readonly, format }, origin }
+}
+
+fn place<T>(spanned: Spanned<T>, file: &Arc<Path>) -> Given<T> {
+    let Spanned { value, referenced, .. } = spanned;
+    let origin =
+        Origin::Spec { file: Arc::clone(file), line: referenced.line(), column: referenced.column() };
+    Given { value, origin }
+}
+
+/// The YAML reader's error, in our words where we have better ones.
+fn refuse(file: &Path, error: &YamlError) -> SpecError {
+    let (line, column) = error.location().map_or((1, 1), |place| (place.line(), place.column()));
+    let message = match error.without_snippet() {
+        YamlError::SerdeUnknownField { field, expected, .. } => {
+            let keys: &[&str] = if expected.contains(&"kernel") { &KEYS } else { &disk::KEYS };
+            unknown_key(field, keys)
+        }
+        other => plain(&UserMessageFormatter.format_message(other)),
+    };
+    SpecError::Yaml { file: file.to_owned(), line, column, message }
+}
+
+/// The reader speaks of YAML's node types; a user thinks of values.
+fn plain(message: &str) -> String {
+    match message {
+        "expected string scalar" => "a single value is expected here, not a list or a map".to_owned(),
+        "expected mapping start" => "`key: value` lines are expected here".to_owned(),
+        "expected sequence start" => "a list is expected here, each entry after a dash".to_owned(),
+        "invalid boolean" => "true or false is expected here".to_owned(),
+        other => other.to_owned(),
+    }
+}
+
+/// Says that a key does not exist, and which one may have been meant.
+pub(super) fn unknown_key(key: &str, known: &[&str]) -> String {
+    let nearest = known
+        .iter()
+        .map(|candidate| (strsim::jaro_winkler(&key.to_lowercase(), candidate), candidate))
+        .filter(|(likeness, _)| *likeness > 0.7)
+        .max_by(|a, b| a.0.total_cmp(&b.0));
+    match nearest {
+        Some((_, meant)) => format!("there is no key `{key}`: did you mean `{meant}`?"),
+        None => format!("there is no key `{key}`: the keys are {}", known.join(", ")),
+    }
+}
+
+#[cfg(test)]
+#[path = "yaml_tests.rs"]
+mod tests;

@@ -1,0 +1,65 @@
+//! Specs good and bad, each with the place and the words of its refusal.
+
+use super::*;
+
+fn refusal(text: &str) -> String {
+    parse(text, Path::new("vm.yaml")).expect_err(text).to_string()
+}
+
+#[test]
+fn a_whole_spec_is_read_with_its_places() {
+    let text = "kernel: /boot/vmlinuz\ncpus: 2\nmemory: 1Gi\ndisk:\n  - path: /a.img\n    readonly: true\n";
+    let config = parse(text, Path::new("vm.yaml")).expect("parses");
+    let cpus = config.cpus.expect("cpus");
+    assert_eq!(cpus.value, "2");
+    assert_eq!(cpus.origin.to_string(), "vm.yaml:2:7");
+    assert_eq!(config.disk.len(), 1);
+    assert!(config.disk[0].value.readonly);
+}
+
+#[test]
+fn an_empty_spec_says_nothing() {
+    for text in ["", "# only a comment\n", "kernel:\ncpus: ~\n"] {
+        assert_eq!(parse(text, Path::new("vm.yaml")).expect("parses"), Config::default(), "{text}");
+    }
+}
+
+#[test]
+fn every_key_of_the_list_is_a_key_of_the_file() {
+    for key in KEYS.into_iter().filter(|key| *key != "disk") {
+        assert_ne!(parse(&format!("{key}: x\n"), Path::new("f")).expect(key), Config::default(), "{key}");
+    }
+}
+
+#[test]
+fn bad_yaml_is_refused_with_line_and_column() {
+    for (text, wanted) in [
+        ("kernel: /a\nkernle: /b\n", "vm.yaml:2:1: there is no key `kernle`: did you mean `kernel`?"),
+        ("ram: 1Gi\n", "vm.yaml:1:1: there is no key `ram`"),
+        ("zzz: 1\n", "the keys are kernel, initrd"),
+        (
+            "disk:\n  - path: /a\n    read-only: true\n",
+            "vm.yaml:3:5: there is no key `read-only`: did you mean `readonly`?",
+        ),
+        ("disk:\n  - readonly: true\n", "vm.yaml:2:5: missing field `path`"),
+        ("disk: /a\n", "vm.yaml:1:7: a list is expected here"),
+        ("kernel:\n  - a\n", "vm.yaml:2:3: a single value is expected here"),
+        ("kernel: a\nkernel: b\n", "vm.yaml:2:1: duplicate mapping key `kernel`"),
+        ("kernel: [a\n", "vm.yaml:1:9: "),
+        ("cmdline: 'x\n", "vm.yaml:1:10: unclosed quote"),
+        ("kernel: b: c\n", "vm.yaml:1:10: mapping values are not allowed in this context"),
+        ("- a\n", "vm.yaml:1:1: `key: value` lines are expected here"),
+        ("kernel: a\n---\nkernel: b\n", "vm.yaml:3:1: "),
+    ] {
+        let message = refusal(text);
+        assert!(message.contains(wanted), "{text:?}: {message}");
+        assert!(!message.contains('\n'), "one line: {message}");
+    }
+}
+
+proptest::proptest! {
+    #[test]
+    fn any_text_is_read_or_refused_without_a_panic(text in "[ -~\n\t]{0,200}") {
+        let _ = parse(&text, Path::new("vm.yaml"));
+    }
+}

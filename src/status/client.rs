@@ -1,0 +1,170 @@
+//! The other end of the status socket: what `nestling status`, `events` and `stop` speak with.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use axum::body::Bytes;
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper::{Method, Request, Response};
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+use super::snapshot::Status;
+
+/// An instance that does not answer a question within this time is as good as none.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The longest answer we take.
+const MAX_ANSWER_BYTES: usize = 4 << 20;
+
+/// Why a question got no answer. Each text is one sentence with the socket's path.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens there.
+    #[error(
+        "no VM answers on {}: {reason}; start one with `nestling run`, or name its socket with --socket",
+        socket.display()
+    )]
+    NoInstance {
+        /// The socket.
+        socket: PathBuf,
+        /// Why, in words.
+        reason: String,
+    },
+    /// Somebody listens, but does not answer in time or not in our words.
+    #[error("what listens on {} did not answer as a VM does: {reason}", socket.display())]
+    NoAnswer {
+        /// The socket.
+        socket: PathBuf,
+        /// Why, in words.
+        reason: String,
+    },
+    /// The instance refused.
+    #[error("the VM on {} refused: {reason}", socket.display())]
+    Refused {
+        /// The socket.
+        socket: PathBuf,
+        /// The instance's own words.
+        reason: String,
+    },
+}
+
+/// Talks to the instance on one socket; a connection per question.
+#[derive(Debug)]
+pub struct Client<'a> {
+    socket: &'a Path,
+}
+
+impl<'a> Client<'a> {
+    /// A client of the instance that listens on `socket`.
+    #[must_use]
+    pub fn new(socket: &'a Path) -> Self {
+        Self { socket }
+    }
+
+    /// Asks for the whole status.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn status(&self) -> Result<Status, ClientError> {
+        let body = self.ask(Method::GET, "/v1/status").await?;
+        serde_json::from_slice(&body).map_err(|error| self.no_answer(error.to_string()))
+    }
+
+    /// Asks for an orderly stop; returns when the request is accepted, not when the machine is down.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn stop(&self) -> Result<(), ClientError> {
+        self.ask(Method::POST, "/v1/stop").await.map(|_| ())
+    }
+
+    /// Reads the event log, and with `follow` what comes after it; every piece of text goes to `sink` as it arrives.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; and an error of `sink` ends the reading as if the log had ended.
+    pub async fn events(
+        &self,
+        follow: bool,
+        mut sink: impl FnMut(&[u8]) -> io::Result<()>,
+    ) -> Result<(), ClientError> {
+        let path = if follow { "/v1/events" } else { "/v1/events?follow=false" };
+        let response = self.in_time(self.request(Method::GET, path)).await?;
+        let mut response = self.accepted(response).await?;
+        while let Some(frame) = response.frame().await {
+            let frame = frame.map_err(|error| self.no_answer(error.to_string()))?;
+            if frame.data_ref().is_some_and(|data| sink(data).is_err()) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// One question, one whole answer, in time.
+    async fn ask(&self, method: Method, path: &str) -> Result<Bytes, ClientError> {
+        self.in_time(async {
+            let response = self.request(method, path).await?;
+            self.whole_body(self.accepted(response).await?).await
+        })
+        .await
+    }
+
+    async fn in_time<T>(
+        &self,
+        answer: impl Future<Output = Result<T, ClientError>>,
+    ) -> Result<T, ClientError> {
+        match timeout(PATIENCE, answer).await {
+            Ok(answer) => answer,
+            Err(_) => Err(self.no_answer(format!("nothing came within {} s", PATIENCE.as_secs()))),
+        }
+    }
+
+    async fn request(&self, method: Method, path: &str) -> Result<Response<Incoming>, ClientError> {
+        let stream = UnixStream::connect(self.socket).await.map_err(|error| self.no_instance(&error))?;
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "nestling")
+            .body(Empty::<Bytes>::new())
+            .map_err(|error| self.no_answer(error.to_string()))?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| self.no_answer(error.to_string()))?;
+        tokio::spawn(connection);
+        sender.send_request(request).await.map_err(|error| self.no_answer(error.to_string()))
+    }
+
+    /// A response of success, or the instance's own words of refusal.
+    async fn accepted(&self, response: Response<Incoming>) -> Result<Response<Incoming>, ClientError> {
+        let code = response.status();
+        if code.is_success() {
+            return Ok(response);
+        }
+        let body = self.whole_body(response).await?;
+        let words = serde_json::from_slice::<serde_json::Value>(&body).ok();
+        let error = words.as_ref().and_then(|words| words.get("error")?.as_str());
+        let reason = error.map_or_else(|| format!("HTTP {code}"), str::to_owned);
+        Err(ClientError::Refused { socket: self.socket.to_owned(), reason })
+    }
+
+    async fn whole_body(&self, response: Response<Incoming>) -> Result<Bytes, ClientError> {
+        let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await;
+        body.map(http_body_util::Collected::to_bytes).map_err(|error| self.no_answer(error.to_string()))
+    }
+
+    fn no_instance(&self, error: &io::Error) -> ClientError {
+        let reason = match error.kind() {
+            io::ErrorKind::NotFound => "there is no such socket".to_owned(),
+            io::ErrorKind::ConnectionRefused => "its process is gone".to_owned(),
+            _ => crate::spec::in_words(error),
+        };
+        ClientError::NoInstance { socket: self.socket.to_owned(), reason }
+    }
+
+    fn no_answer(&self, reason: String) -> ClientError {
+        ClientError::NoAnswer { socket: self.socket.to_owned(), reason }
+    }
+}

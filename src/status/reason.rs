@@ -1,0 +1,31 @@
+//! An end's reason in words.
+
+use std::fmt;
+
+use super::model::EndReason;
+
+impl fmt::Display for EndReason {
+    /// One sentence without a full stop.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PowerOff => f.write_str("the guest powered off"),
+            Self::Reset => f.write_str("the guest reset the machine"),
+            Self::GuestPanic { message: Some(message) } => write!(f, "the guest kernel panicked: {message}"),
+            Self::GuestPanic { message: None } => f.write_str("the guest kernel panicked"),
+            Self::TripleFault => f.write_str("a vCPU triple-faulted: the guest lost its exception handlers"),
+            Self::KvmError { detail } => write!(f, "KVM could not run the guest: {detail}"),
+            Self::Stopped { by } => write!(f, "the machine was stopped by {by}"),
+            Self::PreflightFailed { detail } => write!(f, "this node or pod cannot run the VM: {detail}"),
+            Self::BadInput { detail } => f.write_str(detail),
+            Self::Internal { detail } => write!(f, "Nestling failed: {detail}"),
+        }
+    }
+}
+
+impl EndReason {
+    /// Whether somebody wished this end: the guest by powering off, or a person or a pod from outside.
+    #[must_use]
+    pub fn is_orderly(&self) -> bool {
+        matches!(self, Self::PowerOff | Self::Stopped { .. })
+    }
+}

@@ -1,0 +1,102 @@
+//! What the status socket answers: one function per path, errors as `{"error": "…"}`.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State as Shared};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tokio::sync::{Semaphore, mpsc};
+
+use super::publisher::Publisher;
+use super::server::StopRequest;
+use super::{metrics, stream};
+
+/// Event streams at one time; each keeps its connection.
+const MAX_STREAMS: usize = 16;
+
+/// What the routes share.
+#[derive(Debug, Clone)]
+pub(super) struct Api {
+    publisher: Arc<Publisher>,
+    stop: mpsc::Sender<StopRequest>,
+    streams: Arc<Semaphore>,
+}
+
+/// The query of `/v1/events`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EventsQuery {
+    #[serde(default = "yes")]
+    follow: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// The router of one VM.
+pub(super) fn router(publisher: Arc<Publisher>, stop: mpsc::Sender<StopRequest>) -> Router {
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/events", get(events))
+        .route("/v1/stop", post(request_stop))
+        .route("/metrics", get(openmetrics))
+        .fallback(|| async { refusal(StatusCode::NOT_FOUND, "there is nothing at this path") })
+        .method_not_allowed_fallback(|| async {
+            refusal(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method")
+        })
+        .with_state(Api { publisher, stop, streams: Arc::new(Semaphore::new(MAX_STREAMS)) })
+}
+
+async fn status(Shared(api): Shared<Api>) -> Response {
+    answer(StatusCode::OK, &api.publisher.status())
+}
+
+async fn events(Shared(api): Shared<Api>, query: Result<Query<EventsQuery>, QueryRejection>) -> Response {
+    let follow = match query {
+        Ok(Query(query)) => query.follow,
+        Err(rejection) => return refusal(StatusCode::BAD_REQUEST, &rejection.body_text()),
+    };
+    let Ok(permit) = api.streams.clone().try_acquire_owned() else {
+        return refusal(StatusCode::SERVICE_UNAVAILABLE, "too many event streams are open: close one");
+    };
+    let body = Body::new(stream::follow(api.publisher.subscribe(), follow, permit));
+    typed(StatusCode::OK, "application/x-ndjson", body)
+}
+
+async fn openmetrics(Shared(api): Shared<Api>) -> Response {
+    match metrics::encode(&api.publisher.status()) {
+        Ok(text) => typed(StatusCode::OK, metrics::CONTENT_TYPE, text.into()),
+        Err(error) => refusal(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+    }
+}
+
+/// Asks for a stop. Asking again while the machine is on its way down changes nothing.
+async fn request_stop(Shared(api): Shared<Api>) -> Response {
+    if api.publisher.state().is_final() {
+        return refusal(StatusCode::CONFLICT, "the machine has already ended");
+    }
+    let _ = api.stop.try_send(StopRequest); // full: somebody asked before us, and one stop is enough
+    answer(StatusCode::ACCEPTED, &json!({ "state": api.publisher.state() }))
+}
+
+fn answer(code: StatusCode, value: &impl Serialize) -> Response {
+    match serde_json::to_vec(value) {
+        Ok(json) => typed(code, "application/json", json.into()),
+        Err(error) => refusal(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+    }
+}
+
+fn refusal(code: StatusCode, message: &str) -> Response {
+    typed(code, "application/json", json!({ "error": message }).to_string().into())
+}
+
+fn typed(code: StatusCode, content_type: &'static str, body: Body) -> Response {
+    (code, [(header::CONTENT_TYPE, HeaderValue::from_static(content_type))], body).into_response()
+}

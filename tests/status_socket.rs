@@ -1,0 +1,357 @@
+//! The status socket, served without a VM: what it answers, and what hostile clients get.
+#![allow(clippy::expect_used)] // a test's helper may fail the test
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use nestling::status::client::Client;
+use nestling::status::clock::Clock;
+use nestling::status::model::{BootStage, DeviceFacts, EndReason, MachineFacts, VcpuFacts};
+use nestling::status::probe::Probe;
+use nestling::status::publisher::Publisher;
+use nestling::status::server::{Server, StopRequest};
+use nestling::status::snapshot::{End, PlanSummary, State};
+use nestling::status::socket::claim;
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::sync::{mpsc, oneshot};
+
+/// A server on a thread of its own with its own runtime, as in `nestling run`.
+struct Served {
+    publisher: Arc<Publisher>,
+    socket: PathBuf,
+    stops: mpsc::Receiver<StopRequest>,
+    finish: Option<oneshot::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+    _dir: TempDir,
+}
+
+fn fake_facts(calls: u64) -> MachineFacts {
+    let exits = [("io".to_owned(), 10 + calls), ("hlt".to_owned(), 2)].into_iter().collect();
+    let counters = [("reads".to_owned(), 5)].into_iter().collect();
+    MachineFacts {
+        vcpus: vec![VcpuFacts {
+            state: "running".into(),
+            exits,
+            kvm_exits_total: Some(99),
+            ..VcpuFacts::default()
+        }],
+        devices: vec![DeviceFacts {
+            kind: "virtio-blk".into(),
+            address: "00:02.0".into(),
+            counters,
+            ..DeviceFacts::default()
+        }],
+        exits_total: 12 + calls,
+        ..MachineFacts::default()
+    }
+}
+
+fn serve() -> Served {
+    let dir = tempfile::tempdir().expect("dir");
+    let socket = dir.path().join("n.sock");
+    let publisher = Arc::new(Publisher::new(Clock::begin(), PlanSummary::default(), None));
+    let calls = AtomicU64::new(0);
+    publisher.watch(Box::new(move || Some(fake_facts(calls.fetch_add(1, Ordering::Relaxed)))));
+    let (ask_stop, stops) = mpsc::channel(1);
+    let (finish, finished) = oneshot::channel();
+    let (ready, is_ready) = std::sync::mpsc::channel();
+    let (server_publisher, server_socket) = (Arc::clone(&publisher), socket.clone());
+    let thread = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+        runtime.block_on(async {
+            let server = Server::start(claim(&server_socket).expect("claim"), server_publisher, ask_stop);
+            ready.send(()).expect("test waits");
+            let _ = finished.await;
+            server.finish().await;
+        });
+    });
+    is_ready.recv().expect("server starts");
+    Served { publisher, socket, stops, finish: Some(finish), thread: Some(thread), _dir: dir }
+}
+
+impl Served {
+    fn finish(&mut self) {
+        drop(self.finish.take());
+        if let Some(thread) = self.thread.take() {
+            thread.join().expect("server ends");
+        }
+    }
+
+    fn end(&self) {
+        let end = End {
+            reason: EndReason::PowerOff,
+            exit_code: 0,
+            exit_name: "success".into(),
+            message: "the guest powered off".into(),
+            last_exit: None,
+            console_tail: Vec::new(),
+        };
+        self.publisher.finish(State::Stopped, &end);
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+/// Sends bytes as they are and reads until the server closes.
+fn raw(socket: &Path, request: &[u8]) -> String {
+    let mut stream = UnixStream::connect(socket).expect("connect");
+    stream.set_read_timeout(Some(Duration::from_secs(10))).expect("timeout");
+    let _ = stream.write_all(request);
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+fn get(socket: &Path, path: &str) -> (String, String) {
+    let answer = raw(socket, format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes());
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a whole answer");
+    (head.to_owned(), body.to_owned())
+}
+
+fn on_client<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime").block_on(future)
+}
+
+#[test]
+fn the_status_has_state_stages_and_live_facts() {
+    let served = serve();
+    served.publisher.enter(State::Booting);
+    served.publisher.reach(BootStage::Entered, Clock::begin().now());
+    let (head, body) = get(&served.socket, "/v1/status");
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    assert!(head.contains("application/json"));
+    let status: Value = serde_json::from_str(&body).expect("JSON");
+    assert_eq!(status["state"], "booting");
+    assert_eq!(status["stages"][0]["stage"], "entered");
+    assert_eq!(status["devices"][0]["kind"], "virtio-blk");
+    let before = status["exits_total"].as_u64().expect("number");
+    let (_, body) = get(&served.socket, "/v1/status");
+    let after: Value = serde_json::from_str(&body).expect("JSON");
+    assert!(after["exits_total"].as_u64() > Some(before), "facts are read anew for each request");
+}
+
+#[test]
+fn our_own_client_reads_what_the_server_writes() {
+    let mut served = serve();
+    served.publisher.enter(State::Running);
+    let client = Client::new(&served.socket);
+    let status = on_client(client.status()).expect("status");
+    assert_eq!(status.state, State::Running);
+    on_client(client.stop()).expect("accepted");
+    on_client(client.stop()).expect("asking twice changes nothing");
+    assert_eq!(served.stops.try_recv(), Ok(StopRequest));
+    assert!(served.stops.try_recv().is_err());
+}
+
+#[test]
+fn probes_follow_state_and_stage() {
+    let served = serve();
+    let answers = |served: &Served| {
+        let status = served.publisher.status();
+        [Probe::Startup, Probe::Live, Probe::Ready].map(|probe| probe.holds(&status))
+    };
+    let now = || Clock::begin().now();
+    assert_eq!(answers(&served), [false, true, false]);
+    served.publisher.enter(State::Booting);
+    served.publisher.reach(BootStage::Entered, now());
+    assert_eq!(answers(&served), [false, true, false]);
+    served.publisher.reach(BootStage::Kernel, now());
+    served.publisher.enter(State::Running);
+    assert_eq!(answers(&served), [true, true, false]);
+    served.publisher.reach(BootStage::Init, now());
+    assert_eq!(answers(&served), [true, true, true]);
+    served.publisher.enter(State::Stopping);
+    assert_eq!(answers(&served), [false, true, false]);
+    served.end();
+    assert_eq!(answers(&served), [false, false, false]);
+}
+
+#[test]
+fn a_stream_replays_follows_and_delivers_the_end() {
+    let mut served = serve();
+    served.publisher.enter(State::Creating);
+    let socket = served.socket.clone();
+    let reader = std::thread::spawn(move || get(&socket, "/v1/events").1);
+    std::thread::sleep(Duration::from_millis(100));
+    served.publisher.warn("a disk is slow");
+    served.end();
+    served.finish();
+    let body = reader.join().expect("reader");
+    for part in [r#""state":"preflight""#, r#""state":"creating""#, "a disk is slow", r#""kind":"ended""#] {
+        assert!(body.contains(part), "{part} in {body}");
+    }
+}
+
+#[test]
+fn a_stream_without_follow_ends_by_itself() {
+    let served = serve();
+    let mut lines = 0;
+    let count = |bytes: &[u8]| {
+        lines += bytes.iter().filter(|byte| **byte == b'\n').count();
+        Ok(())
+    };
+    on_client(Client::new(&served.socket).events(false, count)).expect("stream");
+    assert_eq!(lines, 1);
+}
+
+#[test]
+fn metrics_are_openmetrics_text() {
+    let served = serve();
+    served.publisher.enter(State::Running);
+    served.publisher.reach(BootStage::Entered, Clock::begin().now());
+    let (head, body) = get(&served.socket, "/metrics");
+    assert!(head.contains("application/openmetrics-text"), "{head}");
+    for line in [
+        r#"nestling_state{state="running"} 1"#,
+        r#"nestling_exits_total{vcpu="0",reason="hlt"} 2"#,
+        r#"nestling_kvm_exits_total{vcpu="0"} 99"#,
+        r#"nestling_device_total{device="virtio-blk",address="00:02.0",counter="reads"} 5"#,
+        r#"nestling_boot_stage_seconds{stage="entered"}"#,
+        r#"nestling_memory_bytes{kind="huge"} 0"#,
+        "# EOF",
+    ] {
+        assert!(body.contains(line), "{line} in\n{body}");
+    }
+}
+
+#[test]
+fn errors_are_json() {
+    let served = serve();
+    for (request, code) in [
+        ("GET /nothing HTTP/1.1\r\nhost: x\r\n\r\n", 404),
+        ("DELETE /v1/status HTTP/1.1\r\nhost: x\r\n\r\n", 405),
+        ("GET /v1/stop HTTP/1.1\r\nhost: x\r\n\r\n", 405),
+        ("GET /v1/events?follow=perhaps HTTP/1.1\r\nhost: x\r\n\r\n", 400),
+        ("GET /v1/events?folow=true HTTP/1.1\r\nhost: x\r\n\r\n", 400),
+    ] {
+        let answer = raw(&served.socket, request.as_bytes());
+        assert!(answer.starts_with(&format!("HTTP/1.1 {code}")), "{request}: {answer}");
+        let body = answer.split_once("\r\n\r\n").expect("body").1;
+        let body: Value = serde_json::from_str(body).expect("JSON");
+        assert!(body["error"].is_string(), "{request}");
+    }
+}
+
+#[test]
+fn a_stop_after_the_end_is_a_conflict() {
+    let served = serve();
+    served.end();
+    let refusal = on_client(Client::new(&served.socket).stop()).expect_err("ended").to_string();
+    assert!(refusal.contains("the machine has already ended"), "{refusal}");
+}
+
+#[test]
+fn garbage_ends_its_own_connection_only() {
+    let served = serve();
+    let big_head = format!("GET / HTTP/1.1\r\nx: {}\r\n\r\n", "y".repeat(1 << 20));
+    let big_body =
+        format!("POST /v1/stop HTTP/1.1\r\ncontent-length: 10000000\r\n\r\n{}", "z".repeat(10_000_000));
+    let mut noise = Vec::new();
+    for number in 0..100_000_u32 {
+        noise.extend_from_slice(&number.wrapping_mul(2_654_435_761).to_le_bytes());
+    }
+    let endless_chunk =
+        b"POST /v1/stop HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nFFFFFFFFFFFFFFFFFF\r\n".as_slice();
+    let requests = [
+        noise.as_slice(),
+        b"\0\0\0\0",
+        b"\r\n\r\n\r\n",
+        big_head.as_bytes(),
+        big_body.as_bytes(),
+        endless_chunk,
+    ];
+    for request in requests {
+        raw(&served.socket, request);
+        assert!(get(&served.socket, "/v1/status").0.starts_with("HTTP/1.1 200"));
+    }
+}
+
+#[test]
+fn two_hundred_connections_are_bounded_and_leave_room_again() {
+    let served = serve();
+    let mut idle: Vec<_> = (0..200).map(|_| UnixStream::connect(&served.socket).expect("connect")).collect();
+    let refused = raw(&served.socket, b"GET /v1/status HTTP/1.1\r\nhost: x\r\n\r\n");
+    assert!(refused.starts_with("HTTP/1.1 503"), "{refused}");
+    assert!(refused.ends_with('}'), "{refused}");
+    let begun = Instant::now();
+    while !raw(&served.socket, b"GET /v1/status HTTP/1.1\r\nhost: x\r\n\r\n").starts_with("HTTP/1.1 200") {
+        assert!(begun.elapsed() < Duration::from_secs(8), "idle connections hold the socket for ever");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    idle.clear();
+}
+
+#[test]
+fn a_slow_head_is_cut() {
+    let served = serve();
+    let mut stream = UnixStream::connect(&served.socket).expect("connect");
+    let begun = Instant::now();
+    for byte in b"GET /v1/status HTTP/1.1\r\nhost: x".iter().cycle() {
+        if stream.write_all(&[*byte]).is_err() || begun.elapsed() > Duration::from_secs(8) {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(begun.elapsed() < Duration::from_secs(6), "a head that drips is not for ever");
+}
+
+#[test]
+fn streams_are_bounded_apart_from_questions() {
+    let served = serve();
+    let streams: Vec<_> = (0..16)
+        .map(|_| {
+            let mut stream = UnixStream::connect(&served.socket).expect("connect");
+            stream.write_all(b"GET /v1/events HTTP/1.1\r\nhost: x\r\n\r\n").expect("ask");
+            let mut first = [0; 12];
+            stream.read_exact(&mut first).expect("head");
+            stream
+        })
+        .collect();
+    assert!(get(&served.socket, "/v1/events").0.starts_with("HTTP/1.1 503"));
+    assert!(get(&served.socket, "/v1/status").0.starts_with("HTTP/1.1 200"));
+    drop(streams);
+    let begun = Instant::now();
+    while !get(&served.socket, "/v1/events?follow=false").0.starts_with("HTTP/1.1 200") {
+        assert!(begun.elapsed() < Duration::from_secs(5), "closed streams give their place back");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_stream_that_never_reads_is_told_that_it_lags() {
+    let served = serve();
+    let mut stream = UnixStream::connect(&served.socket).expect("connect");
+    stream.write_all(b"GET /v1/events HTTP/1.1\r\nhost: x\r\n\r\n").expect("ask");
+    std::thread::sleep(Duration::from_millis(100));
+    let text = "x".repeat(1000);
+    for _ in 0..5_000 {
+        served.publisher.warn(&text);
+    }
+    let mut answer = Vec::new();
+    stream.set_read_timeout(Some(Duration::from_secs(5))).expect("timeout");
+    stream.read_to_end(&mut answer).expect("the stream is ended");
+    let answer = String::from_utf8_lossy(&answer);
+    assert!(answer.contains(r#""kind":"lagged""#));
+    assert!(answer.len() < 4 << 20, "{} bytes", answer.len());
+}
+
+#[test]
+fn an_idle_client_delays_the_end_by_a_second_at_most() {
+    let mut served = serve();
+    let _idle = UnixStream::connect(&served.socket).expect("connect");
+    std::thread::sleep(Duration::from_millis(50));
+    let begun = Instant::now();
+    served.end();
+    served.finish();
+    assert!(begun.elapsed() < Duration::from_secs(2));
+    assert!(!served.socket.exists());
+}
