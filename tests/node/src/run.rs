@@ -65,8 +65,8 @@ const POWER_OFF_PATIENCE: Duration = Duration::from_secs(10);
 /// Runs the program in an emulated node; its exit code.
 pub(crate) fn run(request: &Request, report: &Report) -> Result<u8> {
     check_executable(&request.program)?;
-    let signals = stop_signals()?;
     let parts = setup::ensure(report)?;
+    let signals = stop_signals()?;
     let logs = Logs::create(&request.program)?;
     let outcome = live(request, &parts, &logs, &signals, report);
     if let Some(console) = &request.console {

@@ -1,5 +1,7 @@
 //! Powers real nodes on and runs `examples/probe.rs` in them. The first run on a machine builds Bochs.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Output};
@@ -53,6 +55,23 @@ fn a_program_that_hangs_is_given_up() {
     assert_eq!(output.status.code(), Some(124));
     assert!(text(&output.stderr).contains("did not end within 40 s"));
     assert!(started.elapsed() < Duration::from_secs(600));
+}
+
+#[test]
+fn ctrl_c_stops_bochs_and_leaves_nothing() {
+    let mut node = Command::new(NODE).args(["run", "--"]).arg(probe()).arg("hang").spawn().unwrap();
+    let directory = PathBuf::from(NODE).ancestors().find(|dir| dir.ends_with("target")).unwrap().join("node");
+    let logs = directory.join(format!("probe-{}", node.id()));
+    let end = Instant::now() + Duration::from_secs(300);
+    while !logs.join("console.log").exists() && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", node.id())).unwrap();
+    let bochs = PathBuf::from(format!("/proc/{}", children.trim()));
+    assert!(bochs.exists());
+    assert!(Command::new("kill").args(["-INT", &node.id().to_string()]).status().unwrap().success());
+    assert_eq!(node.wait().unwrap().code(), Some(128 + 2));
+    assert!(!bochs.exists() && !logs.exists());
 }
 
 #[test]
