@@ -106,6 +106,16 @@ fn files_go_in_and_come_back() {
 }
 
 #[test]
+fn files_that_do_not_fit_are_noticed_in_the_node() {
+    let big = tempfile::NamedTempFile::new().unwrap();
+    big.as_file().set_len(200 << 20).unwrap();
+    let file = format!("{}=/big", big.path().display());
+    let output = run(&["--memory", "320", "--file", &file], &["exit", "0"]);
+    assert!(text(&output.stderr).contains("do not fit into half of the node's memory"));
+    assert_eq!(output.status.code(), Some(125));
+}
+
+#[test]
 fn what_cannot_work_is_said_before_power_on() {
     let refused = |options: &[&str], program: &str, sentence: &str| {
         let output = Command::new(NODE).arg("run").args(options).args(["--", program]).output().unwrap();
