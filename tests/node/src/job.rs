@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 pub(crate) const JOB: &str = "/.nestling-node/job.json";
 /// Where PID 1 finds the modules it loads.
 pub(crate) const MODULES: &str = "/.nestling-node/modules";
+/// The archive's last file: the kernel stops unpacking without a word to us when memory is short.
+pub(crate) const LAST: &str = "/.nestling-node/complete";
 
 /// One program to run, and what is needed around it.
 #[derive(Debug, Serialize, Deserialize)]

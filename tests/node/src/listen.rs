@@ -18,7 +18,7 @@ use crate::wire::{Decoder, Item, Kind};
 pub(crate) struct Listener<'a> {
     report: &'a Report,
     request: &'a Request,
-    kernel_log: PathBuf,
+    logs: &'a Logs,
     decoder: Decoder,
     /// All that the program wrote.
     output: File,
@@ -34,7 +34,7 @@ enum End {
 }
 
 impl<'a> Listener<'a> {
-    pub(crate) fn create(request: &'a Request, logs: &Logs, report: &'a Report) -> Result<Self> {
+    pub(crate) fn create(request: &'a Request, logs: &'a Logs, report: &'a Report) -> Result<Self> {
         let create = |name| {
             let path = logs.path(name);
             File::create(&path).on("create", &path)
@@ -42,7 +42,7 @@ impl<'a> Listener<'a> {
         Ok(Self {
             report,
             request,
-            kernel_log: logs.kernel(),
+            logs,
             decoder: Decoder::default(),
             output: create("output.log")?,
             stray: create("bochs.stdout")?,
@@ -86,8 +86,9 @@ impl<'a> Listener<'a> {
                 }
             }
             Kind::KernelLog => {
-                let log = OpenOptions::new().create(true).append(true).open(&self.kernel_log);
-                log.and_then(|mut log| log.write_all(payload)).on("write", &self.kernel_log)?;
+                let path = self.logs.kernel();
+                let log = OpenOptions::new().create(true).append(true).open(&path);
+                log.and_then(|mut log| log.write_all(payload)).on("write", &path)?;
             }
             Kind::Exit => {
                 let code = payload.try_into().map_or(i32::MAX, i32::from_le_bytes);
@@ -99,6 +100,8 @@ impl<'a> Listener<'a> {
     }
 
     fn stage(&self, payload: &[u8]) {
+        // A node that speaks has been read in.
+        self.logs.remove_inputs();
         if let Some((uptime, text)) = payload.split_first_chunk() {
             let uptime = Duration::from_nanos(u64::from_le_bytes(*uptime));
             self.report.stage(&String::from_utf8_lossy(text), uptime);

@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::resource::{Usage, UsageWho, getrusage};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::time::TimeValLike;
 
 use crate::error::{Doing, Error, Result};
 use crate::job::{self, Job};
@@ -65,8 +67,8 @@ const POWER_OFF_PATIENCE: Duration = Duration::from_secs(10);
 /// Runs the program in an emulated node; its exit code.
 pub(crate) fn run(request: &Request, report: &Report) -> Result<u8> {
     check_executable(&request.program)?;
-    let signals = stop_signals()?;
     let parts = setup::ensure(report)?;
+    let signals = stop_signals()?;
     let logs = Logs::create(&request.program)?;
     let outcome = live(request, &parts, &logs, &signals, report);
     if let Some(console) = &request.console {
@@ -93,19 +95,28 @@ fn live(request: &Request, parts: &Parts, logs: &Logs, signals: &SignalFd, repor
         initramfs: INITRAMFS,
         command_line: &request.command_line,
     };
+    let before = children_usage()?;
     let mut running = machine.power_on()?;
     report.step(&format!("power on, {} MiB, Linux {}", request.memory_mib, parts.release));
     let mut listener = Listener::create(request, logs, report)?;
     let heard = listen(request, &mut running, &mut listener, signals, report);
-    let cost = running.cost();
     heard?;
     let status = running.power_off(POWER_OFF_PATIENCE)?;
     let code = listener.verdict(status)?;
-    let cost = cost.map_or(String::new(), |c| {
-        format!(", Bochs used {:.1} CPU-s and {} MiB", c.cpu.as_secs_f64(), c.memory_mib)
-    });
-    report.step(&format!("exit code {code}{cost}"));
+    report.step(&format!("exit code {code}, {}", cost_since(&before)?));
     Ok(code)
+}
+
+/// What Bochs used: CPU time, and the most memory. It is the only child that has ended since `before`.
+fn cost_since(before: &Usage) -> Result<String> {
+    let now = children_usage()?;
+    let seconds = |usage: &Usage| (usage.user_time() + usage.system_time()).num_milliseconds() as f64 / 1e3;
+    let cpu = seconds(&now) - seconds(before);
+    Ok(format!("Bochs used {cpu:.1} CPU-s and {} MiB", now.max_rss() >> 10))
+}
+
+fn children_usage() -> Result<Usage> {
+    getrusage(UsageWho::RUSAGE_CHILDREN).doing("read resource usage")
 }
 
 /// Reads records until the last one, the machine's end, a signal, or the time limit.
@@ -140,7 +151,7 @@ fn listen(
         }
         if now - spoke > HEARTBEAT {
             spoke = now;
-            let cpu = running.cost().map_or(0.0, |c| c.cpu.as_secs_f64());
+            let cpu = running.cpu_time().map_or(0.0, |time| time.as_secs_f64());
             report.step(&format!(
                 "still running, no output for {} s, Bochs at {cpu:.0} CPU-s",
                 HEARTBEAT.as_secs()
@@ -213,6 +224,7 @@ fn pack(request: &Request, parts: &Parts, archive: &Path) -> Result<u64> {
     for file in &request.files {
         packer.add(&file.source, &file.inside)?;
     }
+    packer.add_bytes(Path::new(job::LAST), 0o600, b"")?;
     packer.finish()?;
     Ok(fs::metadata(archive).on("read", archive)?.len())
 }

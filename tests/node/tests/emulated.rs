@@ -1,5 +1,7 @@
 //! Powers real nodes on and runs `examples/probe.rs` in them. The first run on a machine builds Bochs.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Output};
@@ -56,6 +58,23 @@ fn a_program_that_hangs_is_given_up() {
 }
 
 #[test]
+fn ctrl_c_stops_bochs_and_leaves_nothing() {
+    let mut node = Command::new(NODE).args(["run", "--"]).arg(probe()).arg("hang").spawn().unwrap();
+    let directory = PathBuf::from(NODE).ancestors().find(|dir| dir.ends_with("target")).unwrap().join("node");
+    let logs = directory.join(format!("probe-{}", node.id()));
+    let end = Instant::now() + Duration::from_secs(300);
+    while !logs.join("console.log").exists() && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", node.id())).unwrap();
+    let bochs = PathBuf::from(format!("/proc/{}", children.trim()));
+    assert!(bochs.exists());
+    assert!(Command::new("kill").args(["-INT", &node.id().to_string()]).status().unwrap().success());
+    assert_eq!(node.wait().unwrap().code(), Some(128 + 2));
+    assert!(!bochs.exists() && !logs.exists());
+}
+
+#[test]
 fn a_child_that_outlives_the_program_holds_nobody_up() {
     let output = run(&[], &["orphan"]);
     assert_eq!(text(&output.stdout), "leaving a child behind\n");
@@ -84,6 +103,16 @@ fn files_go_in_and_come_back() {
     let output = run(&["--collect", &collect], &["write", "/tmp/made", "1000000"]);
     assert_eq!(output.status.code(), Some(0));
     assert_eq!(fs::metadata(&back).unwrap().len(), 1_000_000);
+}
+
+#[test]
+fn files_that_do_not_fit_are_noticed_in_the_node() {
+    let big = tempfile::NamedTempFile::new().unwrap();
+    big.as_file().set_len(200 << 20).unwrap();
+    let file = format!("{}=/big", big.path().display());
+    let output = run(&["--memory", "320", "--file", &file], &["exit", "0"]);
+    assert!(text(&output.stderr).contains("do not fit into half of the node's memory"));
+    assert_eq!(output.status.code(), Some(125));
 }
 
 #[test]

@@ -47,6 +47,11 @@ fn life(port: &mut PortE9) -> Result<i32> {
     mounts::mount_all()?;
     let job = Path::new(job::JOB);
     let job: Job = serde_json::from_slice(&fs::read(job).on("read", job)?).on("understand", job)?;
+    if !Path::new(job::LAST).exists() {
+        return Err(Error::Unfit(
+            "the files do not fit into half of the node's memory: raise --memory or pack fewer",
+        ));
+    }
     mounts::bring_loopback_up()?;
     port.stage("user space");
     for module in &job.modules {
