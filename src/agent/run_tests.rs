@@ -121,13 +121,8 @@ fn a_panic_ends_failed_with_the_console_s_last_lines() {
 #[test]
 fn a_machine_that_cannot_be_built_fails_with_its_reason() {
     let build =
-<<<<<<< HEAD
         |_: &RunPlan| Err::<Scripted, _>(EndReason::BadInput { detail: "/kernel is no kernel".into() });
-    let (exit, (), status, _dir) = live_with(build, async |_| ());
-=======
-        |_: &MachinePlan| Err::<Scripted, _>(EndReason::BadInput { detail: "/kernel is no kernel".into() });
     let (exit, (), status, _dir) = live_with(build, async |_, _| ());
->>>>>>> 82f150d (Hear signals in order, say each thing once in the log, and know when the process began)
     assert_eq!(exit, Exit::BadInput);
     assert_eq!(status["state"], "failed");
     assert_eq!(status["message"], "/kernel is no kernel");

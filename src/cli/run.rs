@@ -1,6 +1,5 @@
 //! `nestling run`: flags and a spec become a plan, and the agent runs it.
 
-use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -23,6 +22,7 @@ Examples:
   nestling run --kernel vmlinux --disk /data/root.img --cmdline 'root=/dev/vda rw'
   nestling run --kernel vmlinux --disk path=/data/base.img,readonly=true --disk path=/data/work.img
   nestling run vm.yaml --memory 2Gi
+  nestling run --kernel vmlinux --initrd nestling-initramfs.cpio -- /bin/sh -c 'uname -a; nproc'
 
 A spec has one key per flag, with the same name:
   kernel: /boot/vmlinuz
@@ -96,9 +96,10 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "FORM")]
     log_format: Option<String>,
 
-    /// A command to run in the guest
-    #[arg(last = true, value_name = "CMD", hide = true)]
-    command: Vec<OsString>,
+    /// The command the guest's init runs, handed over on the kernel command line (Nestling's own init powers off when
+    /// it ends)
+    #[arg(last = true, value_name = "CMD")]
+    command: Vec<String>,
 }
 
 /// Runs the command.
@@ -114,10 +115,6 @@ pub(super) fn run(args: &RunArgs, clock: Clock) -> Exit {
 
 /// The plan, with the log started in the form that was asked for.
 fn plan(args: &RunArgs) -> Result<RunPlan, SpecError> {
-    if !args.command.is_empty() {
-        let what = "a command for the guest (after --)";
-        return Err(SpecError::Unsupported { what, mend: "let the guest's own init start it" });
-    }
     let spec = args.spec.as_deref().map(yaml::read).transpose()?.unwrap_or_default();
     let config = spec.overridden_by(args.to_config()?);
     log::start(config.log_format()?);
@@ -131,6 +128,7 @@ impl RunArgs {
             initrd: given("--initrd", self.initrd.as_ref()),
             cmdline: given("--cmdline", self.cmdline.as_ref()),
             cmdline_replace: given("--cmdline-replace", self.cmdline_replace.as_ref()),
+            command: (!self.command.is_empty()).then(|| Given::by_flag("--", self.command.clone())),
             cpus: given("--cpus", self.cpus.as_ref()),
             memory: given("--memory", self.memory.as_ref()),
             disk: self.disk.iter().map(|text| disk(text)).collect::<Result<_, _>>()?,

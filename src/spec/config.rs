@@ -80,6 +80,8 @@ pub struct Config {
     pub cmdline: Option<Given<String>>,
     /// `cmdline-replace`: the whole kernel command line.
     pub cmdline_replace: Option<Given<String>>,
+    /// `command`, or what follows `--`: the guest's init runs it.
+    pub command: Option<Given<Vec<String>>>,
     /// `cpus`: a number, or `auto`.
     pub cpus: Option<Given<String>>,
     /// `memory`: a size, or `auto`.
@@ -114,6 +116,7 @@ impl Config {
             initrd: over.initrd.or(self.initrd),
             cmdline,
             cmdline_replace,
+            command: over.command.or(self.command),
             cpus: over.cpus.or(self.cpus),
             memory: over.memory.or(self.memory),
             disk: if over.disk.is_empty() { self.disk } else { over.disk },

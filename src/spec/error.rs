@@ -40,14 +40,6 @@ pub enum SpecError {
         "no kernel is given: name an ELF vmlinux or a bzImage with --kernel FILE, or with the spec key `kernel`"
     )]
     NoKernel,
-    /// Something that is planned, but not there yet.
-    #[error("{what} is not supported yet: {mend}")]
-    Unsupported {
-        /// The feature.
-        what: &'static str,
-        /// What to do instead.
-        mend: &'static str,
-    },
 }
 
 /// What is wrong with one value.
@@ -144,6 +136,23 @@ pub enum Problem {
         /// Where, from 0.
         at: usize,
     },
+    /// A word the kernel cannot hand over.
+    #[error(
+        "the command's word {word:?} cannot reach the guest: the kernel command line carries no empty word, double quote or control character; use single quotes, or a script file in the guest"
+    )]
+    CommandWord {
+        /// The word.
+        word: String,
+    },
+    /// More words than a kernel hands to init.
+    #[error("the command has {words} words, and a kernel hands at most 32 to init: put them into a script in the guest")]
+    CommandTooLong {
+        /// How many.
+        words: usize,
+    },
+    /// Two ways to say what init runs.
+    #[error("a command is given and the kernel command line already has a ` -- `: what follows that is the command")]
+    TwoCommands,
     /// Both kinds of command line.
     #[error(
         "`cmdline` and `cmdline-replace` exclude each other: one adds to what Nestling computes, the other replaces it"

@@ -4,6 +4,7 @@
 //! the place it was typed at. [`config::Config::resolve`] then checks everything that can be checked before anything
 //! is started, and gives the plan. Nothing below this room checks these values again.
 
+mod command;
 pub mod config;
 pub mod disk;
 pub mod error;

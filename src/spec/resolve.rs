@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::command::to_cmdline;
 use super::config::{Config, DEFAULT_SOCKET, Given, Origin, choose};
 use super::disk::DiskConfig;
 use super::error::{Problem, SpecError};
@@ -84,10 +85,22 @@ impl Config {
     fn cmdline_plan(&self) -> Result<CmdlinePlan, SpecError> {
         match (&self.cmdline, &self.cmdline_replace) {
             (Some(_), Some(given)) => Err(given.refuse(Problem::TwoCmdlines)),
-            (Some(given), None) => check_cmdline(given).map(CmdlinePlan::Append),
-            (None, Some(given)) => check_cmdline(given).map(CmdlinePlan::Replace),
-            (None, None) => Ok(CmdlinePlan::Append(String::new())),
+            (Some(given), None) => self.with_command(check_cmdline(given)?).map(CmdlinePlan::Append),
+            (None, Some(given)) => self.with_command(check_cmdline(given)?).map(CmdlinePlan::Replace),
+            (None, None) => self.with_command(String::new()).map(CmdlinePlan::Append),
         }
+    }
+
+    /// The user's part of the command line with the command at its end, where init finds it.
+    fn with_command(&self, cmdline: String) -> Result<String, SpecError> {
+        let Some(given) = self.command.as_ref().filter(|given| !given.value.is_empty()) else {
+            return Ok(cmdline);
+        };
+        if cmdline.split(' ').any(|word| word == "--") {
+            return Err(given.refuse(Problem::TwoCommands));
+        }
+        let command = to_cmdline(&given.value).map_err(|problem| given.refuse(problem))?;
+        Ok(format!("{cmdline} {command}").trim_start().to_owned())
     }
 
     fn console_kind(&self) -> Result<ConsoleKind, SpecError> {

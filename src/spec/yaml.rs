@@ -17,11 +17,12 @@ use super::files::in_words;
 const MAX_BYTES: u64 = 1 << 20;
 
 /// The spec's keys, for spelling hints.
-const KEYS: [&str; 12] = [
+const KEYS: [&str; 13] = [
     "kernel",
     "initrd",
     "cmdline",
     "cmdline-replace",
+    "command",
     "cpus",
     "memory",
     "disk",
@@ -40,6 +41,7 @@ struct Document {
     initrd: Option<Spanned<String>>,
     cmdline: Option<Spanned<String>>,
     cmdline_replace: Option<Spanned<String>>,
+    command: Option<Spanned<Vec<String>>>,
     cpus: Option<Spanned<String>>,
     memory: Option<Spanned<String>>,
     #[serde(alias = "disks")]
@@ -106,6 +108,7 @@ impl Document {
             initrd: path(self.initrd),
             cmdline: text(self.cmdline),
             cmdline_replace: text(self.cmdline_replace),
+            command: self.command.map(|command| place(command, &file)),
             cpus: text(self.cpus),
             memory: text(self.memory),
             disk: self.disk.unwrap_or_default().into_iter().map(|disk| disk_config(disk, &file)).collect(),

@@ -1,0 +1,123 @@
+# What a user types: make demo, make test. `make help` says the rest.
+# Everything needed is installed or built on the way, once: downloads and builds are kept in target/ and ~/.cache/nestling.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+OUT     := target/x86_64-unknown-linux-gnu
+QUICK   := $(OUT)/quick
+ASSETS  := $(CURDIR)/target/assets
+KERNELS := debian-6.1 debian-6.12 nestling
+NODE    := $(CURDIR)/$(QUICK)/nestling-node
+
+export NESTLING_ASSETS := $(ASSETS)
+
+say = @printf '\n\033[1m==> %s\033[0m\n' $(1)
+
+.PHONY: help
+help:
+	@echo 'make demo    boot a stock Debian kernel on VT-x and watch it through the status socket'
+	@echo 'make test    all tests; guests run on this machine'"'"'s VT-x, or on an emulated one where it has none'
+	@echo 'make bench   what Nestling costs: exits, memory, size, time to the first KVM_RUN; beside QEMU'
+	@echo 'make lint    formatting, clippy, documentation, licences'
+	@echo 'make build   the release binary: $(OUT)/release/nestling'
+	@echo 'make clean   forget target/ (~/.cache/nestling stays)'
+
+# ---- what has to be there ------------------------------------------------------------------------------------------
+
+# Debian packages by the command or file they bring.
+PACKAGES := cc:gcc busybox:busybox-static lz4:lz4 zstd:zstd xz:xz-utils dpkg-deb:dpkg curl:curl
+
+.PHONY: packages
+packages:
+	@missing=(); for entry in $(PACKAGES); do command -v "$${entry%%:*}" >/dev/null || missing+=("$${entry##*:}"); done; \
+	if [ $${#missing[@]} -gt 0 ]; then \
+	  echo "==> installing Debian packages: $${missing[*]}"; \
+	  as_root=(); [ "$$(id -u)" = 0 ] || as_root=(sudo); \
+	  "$${as_root[@]}" apt-get update -qq; \
+	  DEBIAN_FRONTEND=noninteractive "$${as_root[@]}" apt-get install -y -qq "$${missing[@]}" >/dev/null; \
+	fi
+
+.PHONY: binaries
+binaries: packages
+	$(call say,'building nestling and the guest'"'"'s init')
+	cargo build --profile quick --workspace --bins
+	@mkdir -p $(ASSETS)/bin && cp -u $(QUICK)/nestling $(ASSETS)/bin/nestling
+
+.PHONY: node
+node: binaries
+	$(call say,'the machine with VT-x')
+	$(NODE) setup
+
+# A kernel and the initramfs that goes with it.
+.PHONY: assets
+assets: binaries
+	$(call say,'guest kernels and their initramfs')
+	@for kernel in $(KERNELS); do $(MAKE) $(ASSETS)/$$kernel/initramfs.cpio; done
+
+$(ASSETS)/debian-%/vmlinux: images/kernel/debian.sh images/kernel/archive.sh
+	images/kernel/debian.sh $* $(CURDIR)/target/kernels/debian-$*
+	@mkdir -p $(@D) && ln -f target/kernels/debian-$*/{vmlinux,bzImage,release} $(@D) && touch $(@D)/vmlinux
+
+$(ASSETS)/nestling/vmlinux: images/kernel/build.sh images/kernel/archive.sh images/kernel/nestling.config
+	images/kernel/build.sh $(CURDIR)/target/kernels/nestling
+	@mkdir -p $(@D) && ln -f target/kernels/nestling/{vmlinux,bzImage,release} $(@D) && touch $(@D)/vmlinux
+
+INITRAMFS = $(QUICK)/nestling-initramfs --init $(QUICK)/nestling-init --busybox $$(command -v busybox)
+
+$(ASSETS)/debian-%/initramfs.cpio: $(ASSETS)/debian-%/vmlinux $(QUICK)/nestling-init $(QUICK)/nestling-initramfs
+	$(INITRAMFS) --kernel target/kernels/debian-$* --out $@
+
+$(ASSETS)/nestling/initramfs.cpio: $(ASSETS)/nestling/vmlinux $(QUICK)/nestling-init $(QUICK)/nestling-initramfs
+	$(INITRAMFS) --out $@
+
+# ---- what a user asks for ------------------------------------------------------------------------------------------
+
+.PHONY: demo
+demo: binaries node
+	@$(MAKE) $(ASSETS)/debian-6.1/initramfs.cpio
+	$(call say,'the demo')
+	@NESTLING_ASSETS= NESTLING_DEMO=$(ASSETS) \
+	NESTLING_NODE_FILES="$(CURDIR)/tests/demo.sh:$(ASSETS)/bin/nestling:$(ASSETS)/debian-6.1/vmlinux:$(ASSETS)/debian-6.1/initramfs.cpio" \
+	$(NODE) runner "$$(command -v busybox)" sh $(CURDIR)/tests/demo.sh
+
+.PHONY: test
+test: test-here test-guest
+
+# Unit tests, the command line, the socket, and bare-metal guests on this machine's own /dev/kvm.
+.PHONY: test-here
+test-here: packages
+	$(call say,'tests on this machine')
+	cargo test --workspace --exclude nestling-node
+	cargo test -p nestling-node --bins
+
+# Linux guests on VT-x.
+.PHONY: test-guest
+test-guest: assets node
+	$(call say,'Linux guests on VT-x')
+	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(NODE) runner" \
+	cargo test --profile quick --features guest-tests --test guest -- --test-threads=1 --nocapture
+
+.PHONY: bench
+bench: assets node
+	@tests/bench.sh
+
+.PHONY: lint
+lint:
+	$(call say,'formatting, clippy, documentation')
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --all-features -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
+	@if command -v cargo-deny >/dev/null; then cargo deny check licenses bans sources; \
+	else echo 'cargo-deny is not installed: licences were not checked (cargo install cargo-deny)'; fi
+
+.PHONY: build
+build: packages
+	cargo build --release --bin nestling
+	@ls -l $(OUT)/release/nestling
+
+.PHONY: clean
+clean:
+	cargo clean

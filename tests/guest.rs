@@ -1,0 +1,28 @@
+//! Linux guests, booted by the `nestling` command on a CPU with VT-x.
+//!
+//! These tests run where `/dev/kvm` has `vmx` behind it: on this machine if it is one, else in the emulated node
+//! (`make test` arranges it). They boot one guest at a time.
+
+#[path = "guest/vm.rs"]
+mod vm;
+
+#[path = "guest/boot.rs"]
+mod boot;
+#[path = "guest/devices.rs"]
+mod devices;
+#[path = "guest/endings.rs"]
+mod endings;
+#[path = "guest/exits.rs"]
+mod exits;
+
+/// What every other test stands on: these guests run on true VT-x.
+#[test]
+fn a_cpu_with_vmx_and_kvm_intel_are_underneath() {
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap();
+    let flags = cpuinfo.lines().find(|line| line.starts_with("flags")).unwrap();
+    let has = |flag: &str| flags.split_whitespace().any(|word| word == flag);
+    assert!(has("vmx") || has("svm"), "no vmx and no svm in {flags}");
+    let module = if has("vmx") { "/sys/module/kvm_intel" } else { "/sys/module/kvm_amd" };
+    assert!(std::path::Path::new(module).exists(), "{module} is not there");
+    println!("vmx: {}, kvm module: {module}", has("vmx"));
+}
