@@ -27,15 +27,14 @@ impl Life {
     pub(super) fn step(&mut self, event: LifeEvent) {
         if let Some(state) = next(self.state, event) {
             self.state = state;
-            tracing::info!(target: "nestling", state = state.name(), "the machine is {}", state.name());
+            tracing::info!(target: "nestling", "state {}", state.name());
             self.publisher.enter(state);
         }
     }
 
     /// A boot stage was reached; the kernel's leads to `running`.
     pub(super) fn reach(&mut self, stage: BootStage, at: Moment) {
-        let (name, ms) = (stage.name(), at.ms);
-        tracing::info!(target: "nestling", stage = name, ms, "boot stage {name} after {ms} ms");
+        tracing::info!(target: "nestling", "boot stage {} after {} ms", stage.name(), at.ms);
         self.publisher.reach(stage, at);
         if stage >= BootStage::Kernel {
             self.step(LifeEvent::KernelUp);
@@ -54,7 +53,7 @@ impl Life {
             exit_code: exit.code(),
             exit_name: exit.name().to_owned(),
             message: reason.to_string(),
-            last_exit: self.last_exit(),
+            last_exit: if orderly { None } else { self.last_exit() },
             console_tail: if orderly { Vec::new() } else { console_tail },
             reason,
         };
@@ -77,13 +76,19 @@ impl Life {
 
 /// One line for an end that was wished; the whole story for any other.
 fn log_end(state: State, end: &End) {
-    let (state, code, name) = (state.name(), end.exit_code, end.exit_name.as_str());
+    let last_exit = end.last_exit.as_ref().map(|exit| format!("; last exit: {exit}")).unwrap_or_default();
+    let sentence = format!(
+        "state {}: {}{last_exit}; exit code {} ({})",
+        state.name(),
+        end.message,
+        end.exit_code,
+        end.exit_name
+    );
     if end.reason.is_orderly() {
-        tracing::info!(target: "nestling", state, code, "{}; exit code {code} ({name})", end.message);
+        tracing::info!(target: "nestling", "{sentence}");
         return;
     }
-    let last_exit = end.last_exit.as_deref().map(|exit| format!("; last exit: {exit}")).unwrap_or_default();
-    tracing::error!(target: "nestling", state, code, "{}{last_exit}; exit code {code} ({name})", end.message);
+    tracing::error!(target: "nestling", "{sentence}");
     if !end.console_tail.is_empty() {
         tracing::error!(target: "nestling", "the guest's last console lines:");
     }

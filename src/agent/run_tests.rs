@@ -8,6 +8,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::*;
+use crate::agent::signals::StopSignal;
 use crate::spec::plan::MachinePlan;
 use crate::spec::plan::{AllowBackend, CmdlinePlan, ConsoleKind};
 use crate::status::client::Client;
@@ -64,15 +65,16 @@ fn plan(dir: &Path) -> RunPlan {
 /// Lives a whole life on a runtime like the real one, with `beside` going on at the same time.
 fn live_with<M: Vm, T>(
     build: impl FnOnce(&RunPlan) -> Result<M, EndReason>,
-    beside: impl AsyncFnOnce(&Path) -> T,
+    beside: impl AsyncFnOnce(&Path, mpsc::Sender<StopSignal>) -> T,
 ) -> (Exit, T, Value, TempDir) {
     let dir = tempfile::tempdir().expect("dir");
     let plan = plan(dir.path());
     let runtime = Builder::new_current_thread().enable_all().build().expect("runtime");
     let (exit, seen) = runtime.block_on(async {
-        let signals = Signals::listen().expect("signals");
+        let (send_signal, signals) = mpsc::channel(2);
+        let signals = Signals::from_channel(signals);
         let claim = claim(&plan.socket).expect("claim");
-        tokio::join!(live(&plan, Clock::begin(), claim, signals, build), beside(&plan.socket))
+        tokio::join!(live(&plan, Clock::begin(), claim, signals, build), beside(&plan.socket, send_signal))
     });
     let text = std::fs::read(dir.path().join("status.json")).expect("status file");
     (exit, seen, serde_json::from_slice(&text).expect("JSON"), dir)
@@ -95,7 +97,7 @@ fn ended(reason: EndReason) -> Vec<MachineEvent> {
 
 #[test]
 fn a_guest_that_powers_off_ends_stopped_with_zero_and_leaves_its_status() {
-    let (exit, (), status, dir) = live_with(|_| Ok(machine(ended(EndReason::PowerOff))), async |_| ());
+    let (exit, (), status, dir) = live_with(|_| Ok(machine(ended(EndReason::PowerOff))), async |_, _| ());
     assert_eq!(exit, Exit::Success);
     assert_eq!(status["state"], "stopped");
     assert_eq!(status["reason"]["kind"], "power-off");
@@ -109,7 +111,7 @@ fn a_guest_that_powers_off_ends_stopped_with_zero_and_leaves_its_status() {
 #[test]
 fn a_panic_ends_failed_with_the_console_s_last_lines() {
     let reason = EndReason::GuestPanic { message: Some("Attempted to kill init!".into()) };
-    let (exit, (), status, _dir) = live_with(|_| Ok(machine(ended(reason))), async |_| ());
+    let (exit, (), status, _dir) = live_with(|_| Ok(machine(ended(reason))), async |_, _| ());
     assert_eq!(exit, Exit::GuestPanic);
     assert_eq!(status["state"], "failed");
     assert_eq!(status["message"], "the guest kernel panicked: Attempted to kill init!");
@@ -120,7 +122,7 @@ fn a_panic_ends_failed_with_the_console_s_last_lines() {
 fn a_machine_that_cannot_be_built_fails_with_its_reason() {
     let build =
         |_: &RunPlan| Err::<Scripted, _>(EndReason::BadInput { detail: "/kernel is no kernel".into() });
-    let (exit, (), status, _dir) = live_with(build, async |_| ());
+    let (exit, (), status, _dir) = live_with(build, async |_, _| ());
     assert_eq!(exit, Exit::BadInput);
     assert_eq!(status["state"], "failed");
     assert_eq!(status["message"], "/kernel is no kernel");
@@ -141,7 +143,7 @@ fn threads_that_end_without_a_word_are_an_internal_error() {
         }
         fn stop(&mut self) {}
     }
-    let (exit, (), status, _dir) = live_with(|_| Ok(Silent), async |_| ());
+    let (exit, (), status, _dir) = live_with(|_| Ok(Silent), async |_, _| ());
     assert_eq!(exit, Exit::Internal);
     assert_eq!(status["state"], "failed");
 }
@@ -151,7 +153,7 @@ fn a_stop_request_ends_a_running_machine_and_the_stream_sees_the_end() {
     let script = vec![MachineEvent::Stage(BootStage::Entered), MachineEvent::Stage(BootStage::Kernel)];
     let (exit, lines, status, _dir) = live_with(
         |_| Ok(machine(script)),
-        async |socket| {
+        async |socket, _| {
             let client = Client::new(socket);
             let mut lines = Vec::new();
             let watch = client.events(true, |bytes| {
@@ -186,6 +188,37 @@ fn a_stop_request_ends_a_running_machine_and_the_stream_sees_the_end() {
 fn the_socket_answers_while_the_machine_takes_long_to_stop() {
     let slow = Scripted { stop_takes: Duration::from_millis(300), ..machine(ended(EndReason::PowerOff)) };
     let (exit, (), _, _dir) =
-        live_with(|_| Ok(slow), async |socket| until(&Client::new(socket), State::Stopping).await);
+        live_with(|_| Ok(slow), async |socket, _| until(&Client::new(socket), State::Stopping).await);
     assert_eq!(exit, Exit::Success);
+}
+
+#[test]
+fn a_signal_stops_a_guest_that_only_runs() {
+    for (signal, exit) in
+        [(StopSignal::Terminate, Exit::Terminated), (StopSignal::Interrupt, Exit::Interrupted)]
+    {
+        let script = vec![MachineEvent::Stage(BootStage::Entered)];
+        let (ended, (), status, _dir) =
+            live_with(|_| Ok(machine(script)), async |_, signals| signals.send(signal).await.expect("heard"));
+        assert_eq!(ended, exit);
+        assert_eq!(status["state"], "stopped");
+        assert_eq!(status["reason"]["by"], signal.name());
+    }
+}
+
+#[test]
+fn a_second_signal_leaves_a_machine_that_does_not_stop() {
+    let begun = std::time::Instant::now();
+    let stuck = Scripted { stop_takes: Duration::from_secs(5), ..machine(Vec::new()) };
+    let (exit, (), status, _dir) = live_with(
+        |_| Ok(stuck),
+        async |socket, signals| {
+            signals.send(StopSignal::Interrupt).await.expect("heard");
+            until(&Client::new(socket), State::Stopping).await;
+            signals.send(StopSignal::Terminate).await.expect("heard");
+        },
+    );
+    assert!(begun.elapsed() < Duration::from_secs(3), "it did not wait for the machine");
+    assert_eq!(exit, Exit::Terminated);
+    assert_eq!(status["reason"]["by"], "SIGTERM");
 }

@@ -1,8 +1,13 @@
 //! The signals that ask a run to stop.
 
+use std::future::pending;
 use std::io;
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+/// Signals that may wait for us; the second one already ends the process.
+const PENDING: usize = 4;
 
 /// A signal that asks for a stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,23 +26,44 @@ impl StopSignal {
     }
 }
 
-/// Listens for them. As PID 1 a process gets no signal it has not asked for, so this comes before anything else.
+/// The stop signals of this process, in the order they came.
 #[derive(Debug)]
 pub(super) struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
+    arrived: mpsc::Receiver<StopSignal>,
 }
 
 impl Signals {
+    /// Listens for them. As PID 1 a process gets no signal that it has not asked for, so this comes before anything
+    /// else. Must be called inside a tokio runtime.
     pub(super) fn listen() -> io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let (sender, arrived) = mpsc::channel(PENDING);
+        tokio::spawn(async move {
+            loop {
+                let signal = tokio::select! {
+                    _ = terminate.recv() => StopSignal::Terminate,
+                    _ = interrupt.recv() => StopSignal::Interrupt,
+                };
+                if sender.send(signal).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Self { arrived })
+    }
+
+    /// Signals that a test sends.
+    #[cfg(test)]
+    pub(super) fn from_channel(arrived: mpsc::Receiver<StopSignal>) -> Self {
+        Self { arrived }
     }
 
     /// The next signal. One that came before this call is not lost.
     pub(super) async fn next(&mut self) -> StopSignal {
-        tokio::select! {
-            _ = self.terminate.recv() => StopSignal::Terminate,
-            _ = self.interrupt.recv() => StopSignal::Interrupt,
+        match self.arrived.recv().await {
+            Some(signal) => signal,
+            None => pending().await,
         }
     }
 }

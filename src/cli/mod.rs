@@ -104,7 +104,8 @@ fn explain_usage(error: &clap::Error) -> Exit {
 /// A defect anywhere ends the whole process with the documented code, and not only its thread.
 fn exit_on_panic() {
     std::panic::set_hook(Box::new(|panic| {
-        output::complain(&format!("internal error: {panic}"));
+        let place_and_message = panic.to_string().replace('\n', " ");
+        output::complain(&format!("internal error: {place_and_message}"));
         std::process::exit(Exit::Internal.code().into());
     }));
 }

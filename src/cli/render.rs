@@ -105,15 +105,16 @@ fn devices(page: &mut String, devices: &[DeviceFacts]) {
     );
     for device in devices {
         let DeviceFacts { kind, address, state, trapped_reads, trapped_writes, .. } = device;
-        let _ = write!(page, "{address:12} {kind:16} {state:12} {trapped_reads:>7} {trapped_writes:>7}  ");
-        let _ = writeln!(page, "{}", device_detail(device));
+        let line = format!("{address:12} {kind:16} {state:12} {trapped_reads:>7} {trapped_writes:>7}  ");
+        let _ = writeln!(page, "{}", format!("{line}{}", device_detail(device)).trim_end());
     }
-    page.push_str("READS and WRITES are register accesses that left the guest for user space.\n");
+    page.push_str("\nREADS and WRITES are register accesses that left the guest for user space.\n");
 }
 
 fn device_detail(device: &DeviceFacts) -> String {
     let backend = device.backend.as_ref().map(|backend| format!("{backend}  ")).unwrap_or_default();
-    format!("{backend}{}", counts(&device.counters)).trim_end().to_owned()
+    let counters = if device.counters.is_empty() { String::new() } else { counts(&device.counters) };
+    format!("{backend}{counters}").trim_end().to_owned()
 }
 
 /// `io 120, mmio 3`, the largest first.

@@ -32,7 +32,7 @@ pub(super) struct StatusArgs {
     #[arg(long)]
     json: bool,
 
-    /// Print nothing and answer one question with the exit code: 0 yes, 1 no
+    /// Answer one question with the exit code alone: 0 yes, 1 no (with the reason on stderr)
     #[arg(long, value_name = "QUESTION", conflicts_with = "json")]
     probe: Option<Question>,
 }

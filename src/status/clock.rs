@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy)]
 pub struct Clock {
     start: Instant,
+    start_by_wall: SystemTime,
 }
 
 /// One moment in both times.
@@ -23,13 +24,19 @@ impl Clock {
     /// Begins to count. Called once, as the first thing the process does.
     #[must_use]
     pub fn begin() -> Self {
-        Self { start: Instant::now() }
+        Self { start: Instant::now(), start_by_wall: SystemTime::now() }
     }
 
     /// Milliseconds since the process began.
     #[must_use]
     pub fn elapsed_ms(&self) -> u64 {
         u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// The moment the process began.
+    #[must_use]
+    pub fn beginning(&self) -> Moment {
+        Moment { ms: 0, time: rfc3339(self.start_by_wall) }
     }
 
     /// This moment.

@@ -41,7 +41,7 @@ impl Publisher {
         let now = clock.now();
         let mut log = EventLog::new();
         log.append(&now, &EventBody::State { state: State::Preflight });
-        let status = first_status(plan, now);
+        let status = first_status(plan, clock.beginning(), now);
         let publisher =
             Self { clock, status_file, inner: Mutex::new(Inner { status, log }), facts: Mutex::new(None) };
         publisher.save();
@@ -159,14 +159,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn first_status(plan: PlanSummary, now: Moment) -> Status {
+fn first_status(plan: PlanSummary, began: Moment, now: Moment) -> Status {
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
         state: State::Preflight,
-        since: now.time.clone(),
+        since: now.time,
         since_ms: now.ms,
-        started: now.time,
+        started: began.time,
         uptime_ms: now.ms,
         stages: Vec::new(),
         end: None,
