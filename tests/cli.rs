@@ -194,6 +194,24 @@ fn a_spec_that_is_no_text_is_named() {
     assert_one_sentence("missing", &missing, BAD_INPUT, &["other.yaml", "No such file"]);
 }
 
+/// Needs a /dev/kvm that can be opened: the kernel is read once the node is found able.
+#[test]
+fn a_kernel_that_is_none_fails_the_run_and_only_the_status_file_stays() {
+    let place = Place::new();
+    let before = place.names();
+    let output = place.run(&["--log-format", "json"]);
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(BAD_INPUT), "{text}");
+    let last: serde_json::Value = serde_json::from_str(text.lines().last().expect("log")).expect("JSON");
+    assert_eq!(last["level"], "ERROR");
+    assert!(last["message"].as_str().expect("text").contains("kernel is not an x86-64 kernel"), "{text}");
+    let status: serde_json::Value =
+        serde_json::from_slice(&fs::read(place.path("status.json")).expect("status file")).expect("JSON");
+    assert_eq!((&status["state"], &status["exit_code"]), (&"failed".into(), &BAD_INPUT.into()));
+    fs::remove_file(place.path("status.json")).expect("remove");
+    assert_eq!(place.names(), before, "neither socket nor lock nor temporary file stays");
+}
+
 #[test]
 fn a_flag_wins_over_the_spec() {
     let place = Place::new();

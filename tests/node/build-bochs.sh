@@ -12,6 +12,7 @@ trap 'rm -rf "$work"' EXIT
 cd "$work"
 
 # The mirror that apt uses already, however it is written down: prefer Debian's own archive over its security archive.
+# shellcheck disable=SC2016 # apt expands these, not the shell
 mirror=$(apt-get indextargets --format '$(LABEL) $(REPO_URI)' 'Created-By: Packages' |
   awk '$1 == "Debian" { own = own ? own : $2 } $NF ~ /\/debian\/?$/ { named = named ? named : $NF } END { print own ? own : named }')
 if [ -z "$mirror" ]; then
@@ -48,6 +49,7 @@ progress() {
   local last=-1 done_files percent
   while sleep 2; do
     done_files=$(find . -name '*.o' | wc -l)
+    # shellcheck disable=SC2017 # in steps of ten
     percent=$((done_files * 10 / total * 10))
     [ "$percent" -eq "$last" ] || echo "build-bochs: compiled $percent % of $total files (${SECONDS} s)"
     last=$percent

@@ -76,6 +76,7 @@ pub(crate) fn run(request: &Request, report: &Report) -> Result<u8> {
     }
     match &outcome {
         Ok(0) | Err(Error::Signal(_)) => logs.discard(),
+        Err(error) if !matches!(error, Error::Died { .. }) && !logs.console().exists() => logs.discard(),
         _ => {
             logs.remove_inputs();
             logs.show(matches!(outcome, Err(Error::Died { .. })), report);
