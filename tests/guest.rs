@@ -3,6 +3,8 @@
 //! These tests run where `/dev/kvm` has `vmx` behind it: on this machine if it is one, else in the emulated node
 //! (`make test` arranges it). They boot one guest at a time.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on fails")]
+
 #[path = "guest/vm.rs"]
 mod vm;
 

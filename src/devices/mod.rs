@@ -5,6 +5,7 @@
 //! an eventfd, a doorbell to an eventfd, pages the guest may read without an exit) is the [`wiring::Wiring`] trait.
 
 pub mod bus;
+pub mod complaints;
 pub mod pci;
 pub mod platform;
 pub mod registers;

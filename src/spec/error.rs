@@ -145,13 +145,17 @@ pub enum Problem {
         word: String,
     },
     /// More words than a kernel hands to init.
-    #[error("the command has {words} words, and a kernel hands at most 32 to init: put them into a script in the guest")]
+    #[error(
+        "the command has {words} words, and a kernel hands at most 32 to init: put them into a script in the guest"
+    )]
     CommandTooLong {
         /// How many.
         words: usize,
     },
     /// Two ways to say what init runs.
-    #[error("a command is given and the kernel command line already has a ` -- `: what follows that is the command")]
+    #[error(
+        "a command is given and the kernel command line already has a ` -- `: what follows that is the command"
+    )]
     TwoCommands,
     /// Both kinds of command line.
     #[error(

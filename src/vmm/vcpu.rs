@@ -131,35 +131,35 @@ impl Vcpu {
             }
             Ok(VcpuExit::FailEntry(reason, cpu)) => {
                 count(ExitReason::FailEntry);
-                return self.kvm_error(format!(
+                return self.kvm_error(&format!(
                     "KVM_EXIT_FAIL_ENTRY: the CPU refused to enter the guest (hardware reason {reason:#x}, host CPU {cpu})"
                 ));
             }
             Ok(VcpuExit::InternalError) => {
                 count(ExitReason::InternalError);
                 let detail = self.internal_error();
-                return self.kvm_error(detail);
+                return self.kvm_error(&detail);
             }
             Ok(VcpuExit::SystemEvent(kind, _)) => {
                 count(ExitReason::SystemEvent);
-                return self.kvm_error(format!(
+                return self.kvm_error(&format!(
                     "KVM_EXIT_SYSTEM_EVENT: type {kind}, which no x86 guest should cause"
                 ));
             }
             Ok(other) => {
                 count(ExitReason::Other);
                 let detail = format!("unexpected exit {other:?}");
-                return self.kvm_error(detail);
+                return self.kvm_error(&detail);
             }
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
                 count(ExitReason::Interrupted);
             }
-            Err(error) => return self.kvm_error(format!("KVM_RUN failed: {}", io::Error::from(error))),
+            Err(error) => return self.kvm_error(&format!("KVM_RUN failed: {}", io::Error::from(error))),
         }
         Next::Run
     }
 
-    fn kvm_error(&self, what: String) -> Next {
+    fn kvm_error(&self, what: &str) -> Next {
         let at = self.fd.get_regs().map_or_else(|_| String::new(), |regs| format!(" at rip {:#x}", regs.rip));
         Next::End(EndReason::KvmError { detail: format!("vCPU {}: {what}{at}", self.id) })
     }

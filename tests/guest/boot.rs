@@ -2,7 +2,7 @@
 
 use super::vm::{Kernel, Vm};
 
-const REPORT: &str = "echo cpus=$(nproc); uname -r; grep MemTotal /proc/meminfo; cat /sys/devices/system/clocksource/clocksource0/current_clocksource";
+const REPORT: &str = "echo cpus=$(nproc); uname -r; grep MemTotal /proc/meminfo; cat /sys/devices/system/clocksource/clocksource0/available_clocksource";
 
 /// Boots, checks what the guest sees of the machine, and returns its exits to user space.
 fn boot(kernel: Kernel, cpus: u32, memory: &str) -> u64 {

@@ -8,7 +8,7 @@ use super::vm::{Kernel, Vm, numbered_disk};
 fn what_the_guest_writes_to_its_disk_is_on_the_hosts_file() {
     let directory = tempfile::tempdir().unwrap();
     let disk = numbered_disk(directory.path(), 2048);
-    let script = "cat /sys/block/vda/size /sys/block/vda/serial; \
+    let script = "cat /sys/block/vda/size; echo $(cat /sys/block/vda/serial); \
                   dd if=/dev/vda bs=512 skip=7 count=1 2>/dev/null | od -An -tu4 -N8; \
                   echo written-by-the-guest | dd of=/dev/vda bs=512 seek=9 conv=fsync 2>/dev/null";
     let ended = Vm::start_script(Kernel::Debian61, &["--disk", disk.to_str().unwrap()], script).end();
@@ -86,7 +86,8 @@ fn the_console_takes_input_and_the_stages_are_told() {
     vm.expect("ready\r\n");
     let status = vm.await_status("init", |status| status["stages"].as_array().unwrap().len() == 3);
     assert_eq!(status["state"], "running");
-    let stages: Vec<_> = status["stages"].as_array().unwrap().iter().map(|s| s["stage"].as_str().unwrap()).collect();
+    let stages: Vec<_> =
+        status["stages"].as_array().unwrap().iter().map(|s| s["stage"].as_str().unwrap()).collect();
     assert_eq!(stages, ["entered", "kernel", "init"]);
     assert_eq!(vm.ask(&["status", "--probe", "ready"]).status.code(), Some(0));
     vm.type_line("hello guest");

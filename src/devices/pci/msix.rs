@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::devices::complaints::Complaints;
 use crate::devices::registers::{PAGE, RegisterPages};
 use crate::devices::wiring::{Gsi, MsiMessage, Wiring};
 
@@ -42,6 +43,7 @@ pub struct Msix {
     vectors: Vec<Vector>,
     state: Mutex<State>,
     signals: AtomicU64,
+    complaints: Complaints,
 }
 
 impl Msix {
@@ -55,7 +57,14 @@ impl Msix {
             .map(|_| wiring.new_msi().map(|(gsi, event)| Vector { gsi, event }))
             .collect::<io::Result<Vec<_>>>()?;
         let state = State { control: 0, routed: vec![None; vectors.len()] };
-        let msix = Self { page, wiring, vectors, state: Mutex::new(state), signals: AtomicU64::new(0) };
+        let msix = Self {
+            page,
+            wiring,
+            vectors,
+            state: Mutex::new(state),
+            signals: AtomicU64::new(0),
+            complaints: Complaints::default(),
+        };
         msix.mask_every_entry();
         Ok(msix)
     }
@@ -142,10 +151,11 @@ impl Msix {
                 changes.push((vector.gsi, wanted));
             }
         }
-        if !changes.is_empty() {
-            if let Err(error) = self.wiring.route_msi(&changes) {
-                tracing::warn!(%error, "an interrupt route could not be set; the guest will miss this device's interrupts");
-            }
+        if !changes.is_empty()
+            && let Err(error) = self.wiring.route_msi(&changes)
+            && self.complaints.may_speak()
+        {
+            tracing::warn!(%error, "the guest asks for an interrupt that cannot be; it will miss this device's interrupts");
         }
         for (index, vector) in self.vectors.iter().enumerate() {
             if self.is_pending(index) && self.is_open(state, index) {

@@ -47,15 +47,16 @@ impl BusDevice for PowerControl {
         const RESET: u64 = (RESET_PORT - FIRST_PORT) as u64;
         const _: () = assert!(SLEEP_STATUS_PORT == FIRST_PORT + 1 && RESET == PORTS - 1);
         match (offset, data) {
-            (SLEEP_CONTROL, &[value]) if value & SLEEP_ENABLE != 0 => {
-                if (value >> SLEEP_TYPE_SHIFT) & SLEEP_TYPE_MASK == S5_SLEEP_TYPE {
-                    (self.on_request)(PowerRequest::Off);
-                }
-            }
+            (SLEEP_CONTROL, &[value]) if is_soft_off(value) => (self.on_request)(PowerRequest::Off),
             (RESET, &[RESET_VALUE]) => (self.on_request)(PowerRequest::Reset),
             _ => {}
         }
     }
+}
+
+fn is_soft_off(sleep_control: u8) -> bool {
+    let sleep_type = (sleep_control >> SLEEP_TYPE_SHIFT) & SLEEP_TYPE_MASK;
+    sleep_control & SLEEP_ENABLE != 0 && sleep_type == S5_SLEEP_TYPE
 }
 
 #[cfg(test)]

@@ -253,10 +253,9 @@ impl CommonConfig {
     /// Changes the selected queue, unless it is in use already.
     fn set_up_queue(&mut self, change: impl FnOnce(&mut QueueSetup)) {
         let running = self.status & status::DRIVER_OK != 0;
-        if let Some(queue) = self.queues.get_mut(usize::from(self.queue_select)) {
-            if !queue.enabled && !running {
-                change(queue);
-            }
+        match self.queues.get_mut(usize::from(self.queue_select)) {
+            Some(queue) if !queue.enabled && !running => change(queue),
+            _ => {}
         }
     }
 

@@ -19,6 +19,7 @@ use super::common::{self, Alarm, CommonConfig, Follow, QueueSetup};
 use super::queue::{DeviceQueue, ISR_CONFIG, ISR_QUEUE, Interrupt, Queues};
 use super::worker::{OnFault, SharedDevice, Worker};
 use super::{F_EVENT_IDX, Fault, Kind};
+use crate::devices::complaints::Complaints;
 use crate::devices::pci::config::{ConfigSpace, Identity};
 use crate::devices::pci::msix::{self, Msix};
 use crate::devices::pci::root::PciFunction;
@@ -79,6 +80,7 @@ pub struct VirtioPci {
     msix_capability: usize,
     access_capability: usize,
     alarm: Alarm,
+    complaints: Complaints,
     /// Whether a worker runs, readable without the lock.
     active: AtomicBool,
     /// Where BAR 0 answers, or 0: every vCPU looks here on every access to the window.
@@ -143,6 +145,7 @@ impl VirtioPci {
             msix_capability,
             access_capability,
             alarm: inner.common.alarm().clone(),
+            complaints: Complaints::default(),
             active: AtomicBool::new(false),
             bar: AtomicU64::new(0),
             inner: Mutex::new(inner),
@@ -179,8 +182,11 @@ impl VirtioPci {
     fn on_fault(&self) -> OnFault {
         let (name, alarm, isr, msix) =
             (self.kind.name, self.alarm.clone(), Arc::clone(&self.isr), Arc::clone(&self.msix));
+        let speak = self.complaints.may_speak();
         Box::new(move |fault| {
-            tracing::warn!(device = name, %fault, "the device stopped and waits to be reset");
+            if speak {
+                tracing::warn!(device = name, %fault, "the device stopped and waits to be reset");
+            }
             let vector = alarm.raise();
             isr.fetch_or(ISR_CONFIG, Ordering::Relaxed);
             msix.signal(vector);
@@ -241,10 +247,10 @@ impl VirtioPci {
                 if let Some(old) = inner.wired.doorbells {
                     let _ = self.wiring.detach_doorbell(at(old), doorbell);
                 }
-                if let Some(new) = wanted.doorbells {
-                    if let Err(error) = self.wiring.attach_doorbell(at(new), doorbell) {
-                        tracing::debug!(device = self.kind.name, %error, "queue notifications will exit");
-                    }
+                if let Some(new) = wanted.doorbells
+                    && let Err(error) = self.wiring.attach_doorbell(at(new), doorbell)
+                {
+                    tracing::debug!(device = self.kind.name, %error, "queue notifications will exit");
                 }
             }
         }

@@ -168,10 +168,10 @@ impl VirtioDevice for Block {
     }
 
     fn on_stop(&mut self) {
-        if !self.disk.readonly() {
-            if let Err(error) = self.disk.flush() {
-                tracing::error!(disk = %self.disk.path().display(), %error, "the disk could not be flushed");
-            }
+        if !self.disk.readonly()
+            && let Err(error) = self.disk.flush()
+        {
+            tracing::error!(disk = %self.disk.path().display(), %error, "the disk could not be flushed");
         }
     }
 
