@@ -52,6 +52,7 @@ node: binaries
 	$(NODE) setup
 
 # A kernel and the initramfs that goes with it.
+.SECONDARY:
 .PHONY: assets
 assets: binaries
 	$(call say,'guest kernels and their initramfs')

@@ -25,6 +25,8 @@ const MAX_OUTPUT_BYTES: usize = 1 << 20;
 pub struct Console {
     log: Arc<ConsoleLog>,
     input: Option<ConsoleInput>,
+    /// The input ended. It stays open, for the worker still has to stop waiting for it.
+    input_ended: bool,
     /// Input read from the host that the guest has no buffer for yet.
     pending: Vec<u8>,
     received: Arc<AtomicU64>,
@@ -34,7 +36,7 @@ impl Console {
     /// A console that writes to `log` and reads from `input`.
     #[must_use]
     pub fn new(log: Arc<ConsoleLog>, input: Option<ConsoleInput>) -> Self {
-        Self { log, input, pending: Vec::new(), received: Arc::new(AtomicU64::new(0)) }
+        Self { log, input, input_ended: false, pending: Vec::new(), received: Arc::new(AtomicU64::new(0)) }
     }
 }
 
@@ -61,7 +63,10 @@ impl VirtioDevice for Console {
     }
 
     fn host_source(&self) -> Option<HostSource> {
-        self.input.as_ref().map(|input| HostSource { fd: input.as_fd().as_raw_fd() })
+        self.input
+            .as_ref()
+            .filter(|_| !self.input_ended)
+            .map(|input| HostSource { fd: input.as_fd().as_raw_fd() })
     }
 
     fn on_host(&mut self, queues: &mut Queues) -> Result<Listen, Fault> {
@@ -70,7 +75,7 @@ impl VirtioDevice for Console {
             match input.read(INPUT_BYTES) {
                 Some(data) => self.pending = data,
                 None => {
-                    self.input = None;
+                    self.input_ended = true;
                     return Ok(Listen::No);
                 }
             }
