@@ -1,0 +1,32 @@
+//! Text on COM1. Without a UART the bytes go nowhere, at an exit each.
+
+use core::fmt::{self, Write};
+
+use crate::gate;
+
+const COM1: u16 = 0x3f8;
+
+/// COM1 as a sink. The emulated UART is always ready.
+pub struct Com1;
+
+impl Write for Com1 {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        text.bytes().for_each(|byte| gate::out8(COM1, byte));
+        Ok(())
+    }
+}
+
+/// Prints a line with one string instruction instead of one per character.
+pub fn print_string_io(line: &str) {
+    gate::out_string(COM1, line.as_bytes());
+    gate::out8(COM1, b'\n');
+}
+
+/// Prints one line.
+#[macro_export]
+macro_rules! println {
+    ($($argument:tt)*) => {{
+        use core::fmt::Write as _;
+        let _ = writeln!($crate::print::Com1, $($argument)*);
+    }};
+}
