@@ -138,18 +138,24 @@ impl Reactor {
 
     fn serve_host(&mut self, device: &mut dyn VirtioDevice, queues: &mut Queues) -> Result<(), Fault> {
         let listen = device.on_host(queues)?;
-        if let Some(fd) = self.host.filter(|_| listen != self.listen) {
-            let interest = if listen == Listen::Yes { EventSet::IN } else { EventSet::empty() };
-            let event = EpollEvent::new(interest, Token::Host.encode());
-            // A closed source reports hang-up whatever the interest: take it out for good.
-            let operation =
-                if listen == Listen::No { ControlOperation::Delete } else { ControlOperation::Modify };
-            if let Err(error) = self.epoll.ctl(operation, fd, event) {
-                tracing::warn!(%error, "a device's host descriptor cannot be waited for any more");
-            }
-            self.listen = listen;
-        }
+        self.listen_to_host(listen);
         Ok(())
+    }
+
+    /// A source nobody listens to is taken out: one that hung up would wake the worker without end, whatever the interest.
+    fn listen_to_host(&mut self, listen: Listen) {
+        let operation = match (self.listen == Listen::Yes, listen == Listen::Yes) {
+            (true, false) => Some(ControlOperation::Delete),
+            (false, true) => Some(ControlOperation::Add),
+            _ => None,
+        };
+        self.listen = listen;
+        let event = EpollEvent::new(EventSet::IN, Token::Host.encode());
+        if let (Some(operation), Some(fd)) = (operation, self.host)
+            && let Err(error) = self.epoll.ctl(operation, fd, event)
+        {
+            tracing::warn!(%error, "a device's host descriptor cannot be waited for any more");
+        }
     }
 }
 
