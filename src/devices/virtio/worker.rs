@@ -96,8 +96,13 @@ impl Reactor {
         }
         let source = device.lock().unwrap_or_else(PoisonError::into_inner).host_source();
         // A source that epoll refuses (a regular file, /dev/null) has nothing to wait for.
-        let host = source.map(|source| source.fd).filter(|&fd| add(fd, Token::Host).is_ok());
-        Ok(Self { epoll, stop, host, listen: if host.is_some() { Listen::Yes } else { Listen::No } })
+        let source = source.filter(|source| add(source.fd, Token::Host).is_ok());
+        let listen = if source.is_some() { Listen::Yes } else { Listen::No };
+        let mut reactor = Self { epoll, stop, host: source.map(|source| source.fd), listen };
+        if source.is_some_and(|source| source.pending) {
+            reactor.listen_to_host(Listen::Later);
+        }
+        Ok(reactor)
     }
 
     fn run(mut self, device: &SharedDevice, mut queues: Queues, on_fault: OnFault) {
@@ -110,6 +115,9 @@ impl Reactor {
 
     fn serve(&mut self, device: &SharedDevice, queues: &mut Queues) -> Result<(), Fault> {
         let mut events = [EpollEvent::default(); 8];
+        if self.listen == Listen::Later {
+            self.serve_host(&mut *device.lock().unwrap_or_else(PoisonError::into_inner), queues)?;
+        }
         loop {
             let ready = match self.epoll.wait(-1, &mut events) {
                 Ok(count) => &events[..count],

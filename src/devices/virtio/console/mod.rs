@@ -61,7 +61,8 @@ impl VirtioDevice for Console {
     }
 
     fn host_source(&self) -> Option<HostSource> {
-        self.input.as_ref().map(|input| HostSource { fd: input.as_fd().as_raw_fd() })
+        let pending = !self.pending.is_empty();
+        self.input.as_ref().map(|input| HostSource { fd: input.as_fd().as_raw_fd(), pending })
     }
 
     fn on_host(&mut self, queues: &mut Queues) -> Result<Listen, Fault> {
