@@ -15,7 +15,7 @@ use nestling::status::model::{DeviceFacts, EndReason, MachineEvent, MachineFacts
 use nestling::vmm::{ConsoleIo, Machine};
 
 /// No scenario takes more than a few seconds, even on a busy machine that emulates ring 0.
-const WATCHDOG: Duration = Duration::from_secs(5);
+const WATCHDOG: Duration = Duration::from_secs(20);
 const MIB: u64 = 1 << 20;
 
 /// Threads, descriptors and memory belong to the whole process: a test that counts them runs alone.
@@ -99,6 +99,12 @@ impl Guest {
         self
     }
 
+    /// Input for the UART.
+    pub(crate) fn serial_input(mut self, input: OwnedFd) -> Self {
+        self.input = Some(Arc::new(input));
+        self
+    }
+
     /// Builds and starts it.
     pub(crate) fn start(self) -> Running {
         let shared = PROCESS.read().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -157,6 +163,11 @@ impl Running {
     /// Waits for the end, takes the machine down and returns what is left.
     pub(crate) fn finish(mut self) -> Outcome {
         let end = self.end();
+        self.take_down(end)
+    }
+
+    /// Takes a machine down whose end was `end`.
+    pub(crate) fn take_down(mut self, end: EndReason) -> Outcome {
         self.machine.stop();
         let facts = self.machine.facts();
         let Self { machine, output, reader, .. } = self;
@@ -240,4 +251,18 @@ fn build_payload() -> PathBuf {
         .unwrap();
     assert!(status.success(), "the payload does not build");
     target.join(TRIPLE).join("payload").join("nestling-payload")
+}
+
+/// Sectors of a [`disk_image`].
+pub(crate) const DISK_SECTORS: u64 = 128;
+
+/// A disk whose sectors each begin with their number plus 1000.
+pub(crate) fn disk_image() -> tempfile::NamedTempFile {
+    let mut image = vec![0; DISK_SECTORS as usize * 512];
+    for (number, sector) in (1000_u64..).zip(image.chunks_mut(512)) {
+        sector[..8].copy_from_slice(&number.to_le_bytes());
+    }
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), image).unwrap();
+    file
 }

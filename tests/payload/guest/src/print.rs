@@ -22,6 +22,14 @@ pub fn print_string_io(line: &str) {
     gate::out8(COM1, b'\n');
 }
 
+/// The next byte of input, if there is one.
+#[must_use]
+pub fn read_byte() -> Option<u8> {
+    const LINE_STATUS: u16 = COM1 + 5;
+    const DATA_READY: u8 = 1;
+    (gate::in8(LINE_STATUS) & DATA_READY != 0).then(|| gate::in8(COM1))
+}
+
 /// Prints one line.
 #[macro_export]
 macro_rules! println {

@@ -11,7 +11,7 @@ impl Random {
     }
 
     /// 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn bits(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -20,7 +20,7 @@ impl Random {
 
     /// A number below `limit`.
     pub fn below(&mut self, limit: u64) -> u64 {
-        (self.next() >> 16) % limit
+        (self.bits() >> 16) % limit
     }
 
     /// A value of the kind that breaks things: mostly borders, sometimes noise.
@@ -30,7 +30,7 @@ impl Random {
         match self.below(16) {
             index @ 0..12 => VALUES[index as usize],
             12 => 1 << self.below(64),
-            _ => self.next(),
+            _ => self.bits(),
         }
     }
 }

@@ -6,9 +6,9 @@
 
 .set KERNEL_CODE, 0x10
 .set KERNEL_DATA, 0x18
-.set USER_DATA, 0x28 | 3            # as in Linux: a KVM that runs ring 3 natively may insist on the host's selectors
-.set USER_CODE, 0x30 | 3
-.set FIRST_TSS, 0x40
+.set USER_DATA, 0x20 | 3
+.set USER_CODE, 0x28 | 3
+.set FIRST_TSS, 0x30
 .set MAX_CPUS, 32
 .set TSS_BASE, 0x3000
 .set TSS_SIZE, 0x68
@@ -263,10 +263,8 @@ gdt:
     .quad 0x00cf9b000000ffff        # 32-bit code
     .quad 0x00af9b000000ffff        # 64-bit code
     .quad 0x00cf93000000ffff        # data
-    .quad 0
     .quad 0x00cff3000000ffff        # ring 3 data
     .quad 0x00affb000000ffff        # ring 3 64-bit code
-    .quad 0
 .set tss, TSS_BASE
 .rept MAX_CPUS
     .quad 0x0000890000000000 + (tss << 16) + TSS_SIZE - 1
