@@ -142,6 +142,14 @@ fn the_uart_takes_input() {
 }
 
 #[test]
+fn string_instructions_move_every_byte_through_the_uart() {
+    let (reader, writer) = nix::unistd::pipe().unwrap();
+    std::fs::File::from(writer).write_all(b"hello").unwrap();
+    let outcome = Guest::new("string-io").serial_input(reader).run();
+    assert_eq!(outcome.lines, ["printed by one instruction", "got hello"]);
+}
+
+#[test]
 fn a_console_line_in_steady_state_costs_no_exit() {
     let run = |lines: u32| {
         let outcome = Guest::new(&format!("console-flood lines={lines}")).virtio_console(None).run();

@@ -21,12 +21,6 @@ fn a_guest_prints_on_com1_and_powers_off() {
 }
 
 #[test]
-fn one_string_instruction_prints_a_whole_line() {
-    let outcome = Guest::new("string-io").run();
-    assert_eq!(outcome.lines, ["printed by one instruction"]);
-}
-
-#[test]
 fn the_reset_register_is_a_reset() {
     assert_eq!(ending("reset").run().end, EndReason::Reset);
 }

@@ -15,7 +15,7 @@ use nestling::status::model::{DeviceFacts, EndReason, MachineEvent, MachineFacts
 use nestling::vmm::{ConsoleIo, Machine};
 
 /// No scenario takes more than a few seconds, even on a busy machine that emulates ring 0.
-const WATCHDOG: Duration = Duration::from_secs(20);
+const WATCHDOG: Duration = Duration::from_secs(60);
 const MIB: u64 = 1 << 20;
 
 /// Threads, descriptors and memory belong to the whole process: a test that counts them runs alone.

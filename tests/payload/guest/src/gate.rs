@@ -82,3 +82,8 @@ pub fn out16(port: u16, value: u16) {
 pub fn out_string(port: u16, bytes: &[u8]) {
     call(12, u64::from(port) | (bytes.len() as u64) << 16, bytes.as_ptr() as u64);
 }
+
+/// Reads bytes from a port with one string instruction.
+pub fn in_string(port: u16, bytes: &mut [u8]) {
+    call(13, u64::from(port) | (bytes.len() as u64) << 16, bytes.as_mut_ptr() as u64);
+}

@@ -30,6 +30,11 @@ pub fn read_byte() -> Option<u8> {
     (gate::in8(LINE_STATUS) & DATA_READY != 0).then(|| gate::in8(COM1))
 }
 
+/// Fills `bytes` with input by one string instruction.
+pub fn read_string_io(bytes: &mut [u8]) {
+    gate::in_string(COM1, bytes);
+}
+
 /// Prints one line.
 #[macro_export]
 macro_rules! println {

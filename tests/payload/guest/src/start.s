@@ -187,11 +187,18 @@ port_out_string:                    # a: port and length << 16, b: address
     xchgl %esi, %edx
     rep outsb
     iretq
+port_in_string:                     # a: port and length << 16, b: address
+    movl %esi, %ecx
+    shrl $16, %ecx
+    movq %rdx, %rdi
+    movl %esi, %edx
+    rep insb
+    iretq
 
 .balign 8
 gate_operations:
     .quad halt_while_equal, read_msr, write_msr, cpu_id, set_interrupts, spin, halt_forever, triple_fault, jump
-    .quad port_in, port_out, port_out_word, port_out_string
+    .quad port_in, port_out, port_out_word, port_out_string, port_in_string
 
 # 256 stubs of 16 bytes.
 .macro stub vector

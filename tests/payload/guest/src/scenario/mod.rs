@@ -24,7 +24,7 @@ pub fn run() -> ! {
     interrupts::enable();
     match cmdline::value("scenario").unwrap_or_default() {
         "hello" => println!("hello from the guest"),
-        "string-io" => print::print_string_io("printed by one instruction"),
+        "string-io" => string_io(),
         "ending" => ending::run(cmdline::value("how").unwrap_or_default()),
         "memory" => memory::run(),
         "smp" => smp::run(),
@@ -87,6 +87,17 @@ fn odd_entropy_requests() {
         rng = again;
         println!("after {:?}", rng.fill(16));
     }
+}
+
+/// A line out by one instruction, then five bytes in by one.
+fn string_io() {
+    print::print_string_io("printed by one instruction");
+    let mut bytes = [0; 5];
+    while bytes[0] == 0 {
+        bytes[0] = print::read_byte().unwrap_or(0);
+    }
+    print::read_string_io(&mut bytes[1..]);
+    println!("got {}", core::str::from_utf8(&bytes).unwrap_or("(noise)"));
 }
 
 /// Answers one line of input on COM1, polling it.
