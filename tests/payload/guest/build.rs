@@ -2,7 +2,6 @@
 
 fn main() {
     println!("cargo::rerun-if-changed=link.ld");
-    println!("cargo::rerun-if-changed=src/start.s");
     let directory = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_default();
     for argument in
         ["-nostartfiles", "-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none", "-Wl,-z,norelro"]

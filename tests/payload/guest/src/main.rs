@@ -8,7 +8,7 @@ use core::panic::PanicInfo;
 
 use nestling_payload::{power, println, scenario, smp};
 
-core::arch::global_asm!(include_str!("start.s"), options(att_syntax));
+core::arch::global_asm!(include_str!("start.s"), include_str!("tables.s"), options(att_syntax));
 
 /// The first Rust code of every CPU, in ring 3 on its own stack.
 #[unsafe(no_mangle)]

@@ -39,8 +39,11 @@ unsafe extern "C" fn memset(to: *mut u8, value: i32, len: usize) -> *mut u8 {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn memcmp(left: *const u8, right: *const u8, len: usize) -> i32 {
     for at in 0..len {
-        // SAFETY: the caller's contract is memcmp's.
-        let (a, b) = unsafe { (left.add(at).read_volatile(), right.add(at).read_volatile()) };
+        let (left, right) = (left.wrapping_add(at), right.wrapping_add(at));
+        // SAFETY: the caller's contract is memcmp's. Volatile, so that the loop is not compiled into a call of itself.
+        let a = unsafe { left.read_volatile() };
+        // SAFETY: as above.
+        let b = unsafe { right.read_volatile() };
         if a != b {
             return i32::from(a) - i32::from(b);
         }

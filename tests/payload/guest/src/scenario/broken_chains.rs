@@ -66,7 +66,7 @@ const CHAINS: &[Case] = &[
     ("no-status", |disk| link(disk, &[(disk.header, 16, 0, 0)])),
     ("only-status", |disk| link(disk, &[(disk.status, 1, WRITE, 0)])),
     ("status-before-header", |disk| {
-        link(disk, &[(disk.status, 1, WRITE | NEXT, 1), (disk.header, 16, 0, 0)])
+        link(disk, &[(disk.status, 1, WRITE | NEXT, 1), (disk.header, 16, 0, 0)]);
     }),
 ];
 
