@@ -1,10 +1,10 @@
 //! The payload's entry points: what only a freestanding binary may define. Everything else is in the library.
-#![no_std]
+//!
+//! Where panics unwind, which is so in the `dev` profile, nothing can be without std: there this is only checked, not run.
+#![cfg_attr(panic = "abort", no_std)]
 #![no_main]
 
 mod memory_functions;
-
-use core::panic::PanicInfo;
 
 use nestling_payload::{power, println, scenario, smp};
 
@@ -23,8 +23,9 @@ extern "C" fn rust_exception(vector: u64, error: u64, rip: u64, cr2: u64) -> ! {
     power::reset()
 }
 
+#[cfg(panic = "abort")]
 #[panic_handler]
-fn panic(info: &PanicInfo<'_>) -> ! {
+fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
     println!("PANIC {info}");
     power::reset()
 }
