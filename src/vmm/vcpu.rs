@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use kvm_bindings::{CpuId, KVM_MP_STATE_RUNNABLE, Msrs, kvm_mp_state};
+use kvm_bindings::{CpuId, KVM_MP_STATE_RUNNABLE, Msrs, kvm_mp_state, kvm_run};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::control::Control;
@@ -106,14 +106,15 @@ impl Vcpu {
     /// Enters the guest once and handles the exit.
     fn step(&mut self) -> Next {
         let count = |reason| self.exits.count(reason, 0);
+        let run: *const kvm_run = self.fd.get_kvm_run();
         match self.fd.run() {
             Ok(VcpuExit::IoIn(port, data)) => {
                 self.exits.count(ExitReason::IoIn, port.into());
-                self.buses.pio.read(port.into(), data);
+                data.chunks_mut(io_width(run)).for_each(|unit| self.buses.pio.read(port.into(), unit));
             }
             Ok(VcpuExit::IoOut(port, data)) => {
                 self.exits.count(ExitReason::IoOut, port.into());
-                self.buses.pio.write(port.into(), data);
+                data.chunks(io_width(run)).for_each(|unit| self.buses.pio.write(port.into(), unit));
             }
             Ok(VcpuExit::MmioRead(address, data)) => {
                 self.exits.count(ExitReason::MmioRead, address);
@@ -180,6 +181,15 @@ impl Vcpu {
         };
         format!("KVM_EXIT_INTERNAL_ERROR: {means} (suberror {suberror})")
     }
+}
+
+/// Bytes of one port access: a string instruction makes many of them in one exit (KVM API §5, `io`).
+fn io_width(run: *const kvm_run) -> usize {
+    // SAFETY: `run` points to the mapped kvm_run of this vCPU; only its own KVM_RUN writes there.
+    let exit = unsafe { &(*run).__bindgen_anon_1 };
+    // SAFETY: after KVM_EXIT_IO `io` is the member of the union KVM has filled.
+    let width = unsafe { exit.io.size };
+    usize::from(width.max(1))
 }
 
 fn too_many(doing: &'static str) -> MachineError {

@@ -190,7 +190,8 @@ impl CommonConfig {
             return Follow::Reset;
         }
         let added = value & !self.status;
-        let mut accepted = value;
+        // Only a reset takes a bit back (virtio 1.2 §2.1.1), and NEEDS_RESET is the device's to set.
+        let mut accepted = (self.status | value) & !status::NEEDS_RESET;
         if added & status::FEATURES_OK != 0 && !self.features_are_acceptable() {
             accepted &= !status::FEATURES_OK;
         }
@@ -353,6 +354,10 @@ mod tests {
         assert_eq!((queue.size, queue.vector, queue.desc, queue.enabled), (32, 2, 0x1_0000_1000, true));
         assert_eq!(common.write(DEVICE_STATUS, &[0xf]), Follow::Start);
         assert_eq!(common.write(DEVICE_STATUS, &[0xf]), Follow::Nothing, "only once");
+        assert_eq!(common.write(DEVICE_STATUS, &[0xb]), Follow::Nothing);
+        assert_eq!(registers.u8(DEVICE_STATUS), 0xf, "a bit once set stays");
+        assert_eq!(common.write(DEVICE_STATUS, &[0x4f]), Follow::Nothing);
+        assert_eq!(registers.u8(DEVICE_STATUS), 0xf, "the driver cannot say that the device needs a reset");
         assert_eq!(common.write(DEVICE_STATUS, &[0]), Follow::Reset);
         common.reset();
         assert_eq!(registers.u8(DEVICE_STATUS), 0);

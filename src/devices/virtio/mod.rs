@@ -51,6 +51,8 @@ pub enum Fault {
 pub struct HostSource {
     /// Read readiness of this descriptor wakes the worker. The device keeps it open.
     pub fd: RawFd,
+    /// The device still has something from it that the guest had no room for before a reset.
+    pub pending: bool,
 }
 
 /// Whether the worker should go on listening to the device's [`HostSource`].

@@ -104,9 +104,12 @@ impl DeviceQueue {
         &mut self,
         serve: impl FnOnce(&GuestMemoryMmap, Chain<'_>) -> Result<u32, Fault>,
     ) -> Result<bool, Fault> {
-        let Some(chain) = self.queue.iter(&self.memory)?.next() else {
-            return Ok(false);
-        };
+        let mut next = self.queue.iter(&self.memory)?.next();
+        // Nothing there: the driver is to ring when there is, and may have added a chain before it could know.
+        if next.is_none() && self.queue.enable_notification(&self.memory)? {
+            next = self.queue.iter(&self.memory)?.next();
+        }
+        let Some(chain) = next else { return Ok(false) };
         let head = chain.head_index();
         let written = serve(&self.memory, chain)?;
         self.queue.add_used(&self.memory, head, written)?;

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use virtio_queue::{Queue, QueueT};
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::common::{self, Alarm, CommonConfig, Follow, QueueSetup};
@@ -395,17 +395,13 @@ fn add_virtio_capabilities(config: &mut ConfigSpace, queues: u32) -> usize {
     config.add_capability(VENDOR_CAPABILITY, &access, &writable)
 }
 
-/// The driver's ring, checked to lie in guest memory.
+/// The driver's ring, checked to be aligned and to lie in guest memory.
 fn ring(setup: &QueueSetup, event_idx: bool, memory: &GuestMemoryMmap) -> Result<Queue, Fault> {
-    let halves = |address: u64| (Some(address as u32), Some((address >> 32) as u32));
     let mut queue = Queue::new(setup.max_size)?;
-    queue.set_size(setup.size);
-    let (low, high) = halves(setup.desc);
-    queue.set_desc_table_address(low, high);
-    let (low, high) = halves(setup.driver);
-    queue.set_avail_ring_address(low, high);
-    let (low, high) = halves(setup.device);
-    queue.set_used_ring_address(low, high);
+    queue.try_set_size(setup.size)?;
+    queue.try_set_desc_table_address(GuestAddress(setup.desc))?;
+    queue.try_set_avail_ring_address(GuestAddress(setup.driver))?;
+    queue.try_set_used_ring_address(GuestAddress(setup.device))?;
     queue.set_event_idx(event_idx);
     queue.set_ready(true);
     if queue.is_valid(memory) { Ok(queue) } else { Err(Fault::Chain("a ring lies outside guest memory")) }

@@ -96,8 +96,13 @@ impl Reactor {
         }
         let source = device.lock().unwrap_or_else(PoisonError::into_inner).host_source();
         // A source that epoll refuses (a regular file, /dev/null) has nothing to wait for.
-        let host = source.map(|source| source.fd).filter(|&fd| add(fd, Token::Host).is_ok());
-        Ok(Self { epoll, stop, host, listen: if host.is_some() { Listen::Yes } else { Listen::No } })
+        let source = source.filter(|source| add(source.fd, Token::Host).is_ok());
+        let listen = if source.is_some() { Listen::Yes } else { Listen::No };
+        let mut reactor = Self { epoll, stop, host: source.map(|source| source.fd), listen };
+        if source.is_some_and(|source| source.pending) {
+            reactor.listen_to_host(Listen::Later);
+        }
+        Ok(reactor)
     }
 
     fn run(mut self, device: &SharedDevice, mut queues: Queues, on_fault: OnFault) {
@@ -110,6 +115,9 @@ impl Reactor {
 
     fn serve(&mut self, device: &SharedDevice, queues: &mut Queues) -> Result<(), Fault> {
         let mut events = [EpollEvent::default(); 8];
+        if self.listen == Listen::Later {
+            self.serve_host(&mut *device.lock().unwrap_or_else(PoisonError::into_inner), queues)?;
+        }
         loop {
             let ready = match self.epoll.wait(-1, &mut events) {
                 Ok(count) => &events[..count],
@@ -138,18 +146,24 @@ impl Reactor {
 
     fn serve_host(&mut self, device: &mut dyn VirtioDevice, queues: &mut Queues) -> Result<(), Fault> {
         let listen = device.on_host(queues)?;
-        if let Some(fd) = self.host.filter(|_| listen != self.listen) {
-            let interest = if listen == Listen::Yes { EventSet::IN } else { EventSet::empty() };
-            let event = EpollEvent::new(interest, Token::Host.encode());
-            // A closed source reports hang-up whatever the interest: take it out for good.
-            let operation =
-                if listen == Listen::No { ControlOperation::Delete } else { ControlOperation::Modify };
-            if let Err(error) = self.epoll.ctl(operation, fd, event) {
-                tracing::warn!(%error, "a device's host descriptor cannot be waited for any more");
-            }
-            self.listen = listen;
-        }
+        self.listen_to_host(listen);
         Ok(())
+    }
+
+    /// A source nobody listens to is taken out: one that hung up would wake the worker without end, whatever the interest.
+    fn listen_to_host(&mut self, listen: Listen) {
+        let operation = match (self.listen == Listen::Yes, listen == Listen::Yes) {
+            (true, false) => Some(ControlOperation::Delete),
+            (false, true) => Some(ControlOperation::Add),
+            _ => None,
+        };
+        self.listen = listen;
+        let event = EpollEvent::new(EventSet::IN, Token::Host.encode());
+        if let (Some(operation), Some(fd)) = (operation, self.host)
+            && let Err(error) = self.epoll.ctl(operation, fd, event)
+        {
+            tracing::warn!(%error, "a device's host descriptor cannot be waited for any more");
+        }
     }
 }
 

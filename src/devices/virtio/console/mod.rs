@@ -63,10 +63,9 @@ impl VirtioDevice for Console {
     }
 
     fn host_source(&self) -> Option<HostSource> {
-        self.input
-            .as_ref()
-            .filter(|_| !self.input_ended)
-            .map(|input| HostSource { fd: input.as_fd().as_raw_fd() })
+        let pending = !self.pending.is_empty();
+        let input = self.input.as_ref().filter(|_| !self.input_ended)?;
+        Some(HostSource { fd: input.as_fd().as_raw_fd(), pending })
     }
 
     fn on_host(&mut self, queues: &mut Queues) -> Result<Listen, Fault> {

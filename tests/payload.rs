@@ -1,0 +1,17 @@
+//! The machine, proved by bare-metal guests on whatever `/dev/kvm` is here.
+//!
+//! Each test builds a plan, boots `tests/payload/guest` in it, and looks at three things: the lines the guest printed, how
+//! the machine says it ended, and the machine's own counters.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, its helpers too")]
+
+#[path = "payload/devices.rs"]
+mod devices;
+#[path = "payload/endings.rs"]
+mod endings;
+#[path = "payload/harness.rs"]
+mod harness;
+#[path = "payload/hostile.rs"]
+mod hostile;
+#[path = "payload/machine.rs"]
+mod machine;
