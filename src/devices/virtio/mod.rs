@@ -9,6 +9,8 @@ pub mod common;
 pub mod console;
 pub mod queue;
 pub mod rng;
+#[cfg(test)]
+mod testing;
 pub mod transport;
 pub mod worker;
 

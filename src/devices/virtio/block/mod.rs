@@ -195,3 +195,6 @@ impl VirtioDevice for Block {
         Some(format!("{} (raw, {} bytes{access})", self.disk.path().display(), self.disk.sectors() * SECTOR))
     }
 }
+
+#[cfg(test)]
+mod tests;
