@@ -86,6 +86,9 @@ pub trait VirtioDevice: Send {
         Vec::new()
     }
 
+    /// The driver is ready; `features` is what both sides agreed on. No queue is served before this returns.
+    fn on_start(&mut self, _features: u64) {}
+
     /// Queue `index` has new buffers.
     ///
     /// # Errors

@@ -72,3 +72,15 @@ fn an_empty_last_buffer_does_not_move_the_status_byte() {
     assert_eq!(disk.status(), STATUS_OK);
     assert_eq!(disk.bytes(beside - 1, 1), [UNTOUCHED], "outside the chain");
 }
+
+#[test]
+fn a_driver_that_never_flushes_finds_its_writes_stable() {
+    for (features, flushes) in [(F_FLUSH, 0), (0, 1)] {
+        let mut disk = fixture(false);
+        disk.block.on_start(features);
+        disk.header(1, 0);
+        disk.serve(&[readable(HEADER, 16), readable(BODY, 512), writable(STATUS, 1)]).unwrap();
+        assert_eq!(disk.status(), STATUS_OK);
+        assert_eq!(disk.block.counters()()["flushes"], flushes, "features {features:#x}");
+    }
+}
