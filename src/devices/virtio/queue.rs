@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Fault;
@@ -46,13 +46,18 @@ pub struct DeviceQueue {
     memory: GuestMemoryMmap,
     interrupt: Interrupt,
     notify: EventFd,
+    /// Chains were given back that no interrupt has announced.
+    unannounced: bool,
 }
+
+/// VIRTQ_AVAIL_F_NO_INTERRUPT (virtio 1.2 §2.7.7).
+const NO_INTERRUPT: u16 = 1;
 
 impl DeviceQueue {
     /// A queue whose rings were checked to lie in `memory`. `notify` is its doorbell.
     #[must_use]
     pub fn new(queue: Queue, memory: GuestMemoryMmap, interrupt: Interrupt, notify: EventFd) -> Self {
-        Self { queue, memory, interrupt, notify }
+        Self { queue, memory, interrupt, notify, unannounced: false }
     }
 
     /// The doorbell.
@@ -78,7 +83,7 @@ impl DeviceQueue {
             while let Some(chain) = self.queue.iter(&self.memory)?.next() {
                 let head = chain.head_index();
                 let written = serve(&self.memory, chain)?;
-                self.queue.add_used(&self.memory, head, written)?;
+                self.give_back(head, written)?;
                 budget = budget.saturating_sub(1);
                 if budget == 0 {
                     break;
@@ -112,16 +117,32 @@ impl DeviceQueue {
         let Some(chain) = next else { return Ok(false) };
         let head = chain.head_index();
         let written = serve(&self.memory, chain)?;
-        self.queue.add_used(&self.memory, head, written)?;
+        self.give_back(head, written)?;
         self.interrupt_if_wanted()?;
         Ok(true)
     }
 
+    fn give_back(&mut self, head: u16, written: u32) -> Result<(), Fault> {
+        self.queue.add_used(&self.memory, head, written)?;
+        self.unannounced = true;
+        Ok(())
+    }
+
     fn interrupt_if_wanted(&mut self) -> Result<(), Fault> {
-        if self.queue.needs_notification(&self.memory)? {
+        let unannounced = std::mem::take(&mut self.unannounced);
+        // The queue decides by EVENT_IDX, and says yes without it; then the driver's flag counts.
+        if unannounced && self.queue.needs_notification(&self.memory)? && !self.is_muted()? {
             self.interrupt.signal();
         }
         Ok(())
+    }
+
+    fn is_muted(&self) -> Result<bool, Fault> {
+        if self.queue.event_idx_enabled() {
+            return Ok(false);
+        }
+        let flags = self.memory.load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed);
+        Ok(flags.map(u16::from_le).map_err(virtio_queue::Error::GuestMemory)? & NO_INTERRUPT != 0)
     }
 }
 
@@ -135,3 +156,6 @@ impl Queues {
         self.0.get_mut(index)?.as_mut()
     }
 }
+
+#[cfg(test)]
+mod tests;
