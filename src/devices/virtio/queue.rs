@@ -1,7 +1,7 @@
 //! A device's view of one virtqueue: take a chain, give it back, interrupt when the driver asked for it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -48,6 +48,22 @@ pub struct DeviceQueue {
     notify: EventFd,
     /// Chains were given back that no interrupt has announced.
     unannounced: bool,
+    leave: Leave,
+}
+
+/// Asks a worker to leave its queues; it looks between two chains.
+#[derive(Debug, Clone, Default)]
+pub struct Leave(Arc<AtomicBool>);
+
+impl Leave {
+    /// Asks.
+    pub fn ask(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn is_asked(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// VIRTQ_AVAIL_F_NO_INTERRUPT (virtio 1.2 §2.7.7).
@@ -57,7 +73,7 @@ impl DeviceQueue {
     /// A queue whose rings were checked to lie in `memory`. `notify` is its doorbell.
     #[must_use]
     pub fn new(queue: Queue, memory: GuestMemoryMmap, interrupt: Interrupt, notify: EventFd) -> Self {
-        Self { queue, memory, interrupt, notify, unannounced: false }
+        Self { queue, memory, interrupt, notify, unannounced: false, leave: Leave::default() }
     }
 
     /// The doorbell.
@@ -69,7 +85,7 @@ impl DeviceQueue {
     /// Serves every chain that is available: `serve` returns how many bytes it wrote into the chain.
     ///
     /// A driver that adds chains as fast as they are served gets one ring's worth, then its doorbell rings again, so a
-    /// worker always comes back to look at its other events.
+    /// worker always comes back to look at its other events. One that is asked to [`Leave`] gets the chain it is in.
     ///
     /// # Errors
     /// What `serve` returns, and a broken ring.
@@ -85,12 +101,12 @@ impl DeviceQueue {
                 let written = serve(&self.memory, chain)?;
                 self.give_back(head, written)?;
                 budget = budget.saturating_sub(1);
-                if budget == 0 {
+                if budget == 0 || self.leave.is_asked() {
                     break;
                 }
             }
             self.interrupt_if_wanted()?;
-            if !self.queue.enable_notification(&self.memory)? {
+            if !self.queue.enable_notification(&self.memory)? || self.leave.is_asked() {
                 return Ok(());
             }
             if budget == 0 {
@@ -154,6 +170,16 @@ impl Queues {
     /// Queue `index`, if the driver enabled it.
     pub fn get(&mut self, index: usize) -> Option<&mut DeviceQueue> {
         self.0.get_mut(index)?.as_mut()
+    }
+
+    /// From now on every queue listens to the same request to leave.
+    #[must_use]
+    pub fn listen(&mut self) -> Leave {
+        let leave = Leave::default();
+        for queue in self.0.iter_mut().flatten() {
+            queue.leave = leave.clone();
+        }
+        leave
     }
 }
 

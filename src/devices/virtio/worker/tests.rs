@@ -1,0 +1,121 @@
+//! A worker between a driver's rings and a device that tells the test what it is called for.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
+
+use super::*;
+use crate::devices::virtio::queue::DeviceQueue;
+use crate::devices::virtio::testing::{DATA, Driver, guest_ram, open_msix, writable};
+use crate::devices::virtio::{HostSource, Kind};
+
+/// Longer than anything here can take: a test that waits so long has failed.
+const LONG: Duration = Duration::from_secs(30);
+
+/// What the device was called for.
+#[derive(Debug, PartialEq, Eq)]
+enum Called {
+    Chain(usize),
+    Host,
+    Stop,
+}
+
+/// A device that reports each call, and waits in each chain until the test lets it go on.
+struct Probe {
+    told: Sender<Called>,
+    go_on: Option<Receiver<()>>,
+    source: Option<OwnedFd>,
+    /// What the next calls for the host descriptor answer.
+    answers: Vec<Listen>,
+    endless: Option<Driver>,
+}
+
+impl VirtioDevice for Probe {
+    fn kind(&self) -> Kind {
+        Kind { id: 63, name: "probe", class: [0xff, 0] }
+    }
+
+    fn queue_sizes(&self) -> &'static [u16] {
+        &[8, 8]
+    }
+
+    fn on_queue(&mut self, queues: &mut Queues, index: usize) -> Result<(), Fault> {
+        let Self { told, go_on, endless, .. } = self;
+        let Some(queue) = queues.get(index) else { return Ok(()) };
+        queue.serve(|_, _| {
+            let _ = told.send(Called::Chain(index));
+            if let Some(go_on) = go_on {
+                let _ = go_on.recv();
+            }
+            if let Some(driver) = endless {
+                driver.offer(&[writable(DATA, 1)]);
+            }
+            Ok(0)
+        })
+    }
+
+    fn host_source(&self) -> Option<HostSource> {
+        self.source.as_ref().map(|source| HostSource { fd: source.as_raw_fd(), pending: false })
+    }
+
+    fn on_host(&mut self, _queues: &mut Queues) -> Result<Listen, Fault> {
+        let _ = self.told.send(Called::Host);
+        Ok(self.answers.pop().unwrap_or(Listen::No))
+    }
+
+    fn on_stop(&mut self) {
+        let _ = self.told.send(Called::Stop);
+    }
+}
+
+struct Fixture {
+    drivers: [Driver; 2],
+    bells: [EventFd; 2],
+    queues: Queues,
+    probe: Probe,
+    told: Receiver<Called>,
+}
+
+fn fixture() -> Fixture {
+    let (memory, (_, msix)) = (guest_ram(), open_msix(2));
+    let drivers = [Driver::new(&memory, 0, 8), Driver::new(&memory, 1, 8)];
+    let queues = [drivers[0].device(true, &msix), drivers[1].device(true, &msix)];
+    let bells = [bell(&queues[0]), bell(&queues[1])];
+    let (sender, told) = channel();
+    let probe = Probe { told: sender, go_on: None, source: None, answers: Vec::new(), endless: None };
+    Fixture { drivers, bells, queues: Queues(queues.into_iter().map(Some).collect()), probe, told }
+}
+
+fn bell(queue: &DeviceQueue) -> EventFd {
+    queue.notify().try_clone().unwrap()
+}
+
+fn spawn(probe: Probe, queues: Queues) -> (Worker, Receiver<Fault>) {
+    let (faults, fault) = channel();
+    let on_fault: OnFault = Box::new(move |fault| faults.send(fault).unwrap());
+    (Worker::spawn(Arc::new(Mutex::new(probe)), queues, on_fault).unwrap(), fault)
+}
+
+impl Fixture {
+    fn offer(&mut self, queue: usize, chains: usize) {
+        for _ in 0..chains {
+            self.drivers[queue].offer(&[writable(DATA, 8)]);
+        }
+        self.bells[queue].write(1).unwrap();
+    }
+}
+
+#[test]
+fn a_worker_asked_to_stop_leaves_after_the_chain_it_is_in() {
+    let mut test = fixture();
+    let (go_on, wait) = channel();
+    test.probe.go_on = Some(wait);
+    test.offer(0, 8);
+    let (worker, _fault) = spawn(test.probe, test.queues);
+    assert_eq!(test.told.recv_timeout(LONG).unwrap(), Called::Chain(0));
+    worker.ask_to_stop();
+    drop(go_on);
+    worker.stop();
+    assert_eq!(test.told.iter().collect::<Vec<_>>(), [Called::Stop]);
+    assert_eq!(test.drivers[0].used().len(), 1);
+}
