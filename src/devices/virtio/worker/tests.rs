@@ -119,3 +119,89 @@ fn a_worker_asked_to_stop_leaves_after_the_chain_it_is_in() {
     assert_eq!(test.told.iter().collect::<Vec<_>>(), [Called::Stop]);
     assert_eq!(test.drivers[0].used().len(), 1);
 }
+
+#[test]
+fn each_doorbell_serves_its_own_queue() {
+    let mut test = fixture();
+    test.offer(1, 2);
+    let bells = test.bells;
+    let (worker, _fault) = spawn(test.probe, test.queues);
+    for called in [Called::Chain(1), Called::Chain(1)] {
+        assert_eq!(test.told.recv_timeout(LONG).unwrap(), called);
+    }
+    test.drivers[0].offer(&[writable(DATA, 8)]);
+    bells[0].write(1).unwrap();
+    assert_eq!(test.told.recv_timeout(LONG).unwrap(), Called::Chain(0));
+    worker.stop();
+    assert_eq!(test.told.iter().collect::<Vec<_>>(), [Called::Stop]);
+}
+
+#[test]
+fn an_endless_driver_starves_neither_the_other_queue_nor_a_stop() {
+    let mut test = fixture();
+    test.offer(0, 8);
+    test.offer(1, 1);
+    // It goes on where the driver above stopped.
+    test.probe.endless = Some(std::mem::replace(&mut test.drivers[0], Driver::new(&guest_ram(), 0, 8)));
+    let (worker, _fault) = spawn(test.probe, test.queues);
+    let mut of_the_first = 0;
+    while test.told.recv_timeout(LONG).unwrap() == Called::Chain(0) {
+        of_the_first += 1;
+    }
+    assert!(of_the_first <= 2 * 8, "the second queue waited for {of_the_first} chains of the first");
+    worker.stop();
+    assert_eq!(test.told.iter().last(), Some(Called::Stop));
+}
+
+#[test]
+fn a_broken_ring_ends_the_worker_and_is_told_once() {
+    let mut test = fixture();
+    test.drivers[0].set_available(100);
+    test.bells[0].write(1).unwrap();
+    test.offer(1, 1);
+    let (worker, fault) = spawn(test.probe, test.queues);
+    let error = fault.recv_timeout(LONG).unwrap();
+    assert!(matches!(error, Fault::Ring(virtio_queue::Error::InvalidAvailRingIndex)), "{error}");
+    assert_eq!(test.told.iter().last(), Some(Called::Stop), "what it held back is written out");
+    worker.stop();
+    assert!(fault.recv().is_err());
+}
+
+#[test]
+fn a_host_that_hung_up_while_the_guest_has_no_room_waits_for_the_guest() {
+    let mut test = fixture();
+    let (source, other_end) = nix::unistd::pipe().unwrap();
+    drop(other_end);
+    test.probe.source = Some(source);
+    test.probe.answers = vec![Listen::No, Listen::Later];
+    let mut bells = test.bells.into_iter();
+    let (worker, _fault) = spawn(test.probe, test.queues);
+    assert_eq!(test.told.recv_timeout(LONG).unwrap(), Called::Host);
+    test.drivers[0].offer(&[writable(DATA, 8)]);
+    bells.next().unwrap().write(1).unwrap();
+    for called in [Called::Chain(0), Called::Host] {
+        assert_eq!(test.told.recv_timeout(LONG).unwrap(), called);
+    }
+    test.drivers[1].offer(&[writable(DATA, 8)]);
+    bells.next().unwrap().write(1).unwrap();
+    assert_eq!(test.told.recv_timeout(LONG).unwrap(), Called::Chain(1), "no more is heard of the host");
+    worker.stop();
+    assert_eq!(test.told.iter().collect::<Vec<_>>(), [Called::Stop]);
+}
+
+#[test]
+fn a_host_is_listened_to_again_once_the_guest_made_room() {
+    let mut test = fixture();
+    let (source, other_end) = nix::unistd::pipe().unwrap();
+    nix::unistd::write(&other_end, b"x").unwrap();
+    test.probe.source = Some(source);
+    test.probe.answers = vec![Listen::No, Listen::Yes, Listen::Later];
+    let (worker, _fault) = spawn(test.probe, test.queues);
+    assert_eq!(test.told.recv_timeout(LONG).unwrap(), Called::Host);
+    test.drivers[0].offer(&[writable(DATA, 8)]);
+    test.bells[0].write(1).unwrap();
+    for called in [Called::Chain(0), Called::Host, Called::Host] {
+        assert_eq!(test.told.recv_timeout(LONG).unwrap(), called, "the byte is still there to read");
+    }
+    worker.stop();
+}
