@@ -9,6 +9,8 @@ pub mod common;
 pub mod console;
 pub mod queue;
 pub mod rng;
+#[cfg(test)]
+mod testing;
 pub mod transport;
 pub mod worker;
 
@@ -83,6 +85,9 @@ pub trait VirtioDevice: Send {
     fn config(&self) -> Vec<u8> {
         Vec::new()
     }
+
+    /// The driver is ready; `features` is what both sides agreed on. No queue is served before this returns.
+    fn on_start(&mut self, _features: u64) {}
 
     /// Queue `index` has new buffers.
     ///

@@ -1,10 +1,10 @@
 //! A device's view of one virtqueue: take a chain, give it back, interrupt when the driver asked for it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Fault;
@@ -46,13 +46,34 @@ pub struct DeviceQueue {
     memory: GuestMemoryMmap,
     interrupt: Interrupt,
     notify: EventFd,
+    /// Chains were given back that no interrupt has announced.
+    unannounced: bool,
+    leave: Leave,
 }
+
+/// Asks a worker to leave its queues; it looks between two chains.
+#[derive(Debug, Clone, Default)]
+pub struct Leave(Arc<AtomicBool>);
+
+impl Leave {
+    /// Asks.
+    pub fn ask(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn is_asked(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// VIRTQ_AVAIL_F_NO_INTERRUPT (virtio 1.2 §2.7.7).
+const NO_INTERRUPT: u16 = 1;
 
 impl DeviceQueue {
     /// A queue whose rings were checked to lie in `memory`. `notify` is its doorbell.
     #[must_use]
     pub fn new(queue: Queue, memory: GuestMemoryMmap, interrupt: Interrupt, notify: EventFd) -> Self {
-        Self { queue, memory, interrupt, notify }
+        Self { queue, memory, interrupt, notify, unannounced: false, leave: Leave::default() }
     }
 
     /// The doorbell.
@@ -64,7 +85,7 @@ impl DeviceQueue {
     /// Serves every chain that is available: `serve` returns how many bytes it wrote into the chain.
     ///
     /// A driver that adds chains as fast as they are served gets one ring's worth, then its doorbell rings again, so a
-    /// worker always comes back to look at its other events.
+    /// worker always comes back to look at its other events. One that is asked to [`Leave`] gets the chain it is in.
     ///
     /// # Errors
     /// What `serve` returns, and a broken ring.
@@ -78,14 +99,14 @@ impl DeviceQueue {
             while let Some(chain) = self.queue.iter(&self.memory)?.next() {
                 let head = chain.head_index();
                 let written = serve(&self.memory, chain)?;
-                self.queue.add_used(&self.memory, head, written)?;
+                self.give_back(head, written)?;
                 budget = budget.saturating_sub(1);
-                if budget == 0 {
+                if budget == 0 || self.leave.is_asked() {
                     break;
                 }
             }
             self.interrupt_if_wanted()?;
-            if !self.queue.enable_notification(&self.memory)? {
+            if !self.queue.enable_notification(&self.memory)? || self.leave.is_asked() {
                 return Ok(());
             }
             if budget == 0 {
@@ -112,16 +133,32 @@ impl DeviceQueue {
         let Some(chain) = next else { return Ok(false) };
         let head = chain.head_index();
         let written = serve(&self.memory, chain)?;
-        self.queue.add_used(&self.memory, head, written)?;
+        self.give_back(head, written)?;
         self.interrupt_if_wanted()?;
         Ok(true)
     }
 
+    fn give_back(&mut self, head: u16, written: u32) -> Result<(), Fault> {
+        self.queue.add_used(&self.memory, head, written)?;
+        self.unannounced = true;
+        Ok(())
+    }
+
     fn interrupt_if_wanted(&mut self) -> Result<(), Fault> {
-        if self.queue.needs_notification(&self.memory)? {
+        let unannounced = std::mem::take(&mut self.unannounced);
+        // The queue decides by EVENT_IDX, and says yes without it; then the driver's flag counts.
+        if unannounced && self.queue.needs_notification(&self.memory)? && !self.is_muted()? {
             self.interrupt.signal();
         }
         Ok(())
+    }
+
+    fn is_muted(&self) -> Result<bool, Fault> {
+        if self.queue.event_idx_enabled() {
+            return Ok(false);
+        }
+        let flags = self.memory.load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed);
+        Ok(flags.map(u16::from_le).map_err(virtio_queue::Error::GuestMemory)? & NO_INTERRUPT != 0)
     }
 }
 
@@ -134,4 +171,17 @@ impl Queues {
     pub fn get(&mut self, index: usize) -> Option<&mut DeviceQueue> {
         self.0.get_mut(index)?.as_mut()
     }
+
+    /// From now on every queue listens to the same request to leave.
+    #[must_use]
+    pub fn listen(&mut self) -> Leave {
+        let leave = Leave::default();
+        for queue in self.0.iter_mut().flatten() {
+            queue.leave = leave.clone();
+        }
+        leave
+    }
 }
+
+#[cfg(test)]
+mod tests;

@@ -163,6 +163,7 @@ impl VirtioPci {
 
     fn start(&self, inner: &mut Inner) {
         let on_fault = self.on_fault();
+        self.device.lock().unwrap_or_else(PoisonError::into_inner).on_start(inner.common.accepted());
         match self.collect_queues(&inner.common) {
             Ok(queues) => match Worker::spawn(Arc::clone(&self.device), queues, on_fault) {
                 Ok(worker) => {

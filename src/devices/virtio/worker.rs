@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::queue::Queues;
+use super::queue::{Leave, Queues};
 use super::{Fault, Listen, VirtioDevice};
 
 /// A device, held by its transport and locked by its worker while it serves.
@@ -48,6 +48,7 @@ impl Token {
 pub struct Worker {
     thread: JoinHandle<()>,
     stop: EventFd,
+    leave: Leave,
 }
 
 impl Worker {
@@ -55,22 +56,27 @@ impl Worker {
     ///
     /// # Errors
     /// When a thread or a descriptor cannot be had.
-    pub fn spawn(device: SharedDevice, queues: Queues, on_fault: OnFault) -> io::Result<Self> {
-        let stop = EventFd::new(libc::EFD_NONBLOCK)?;
+    pub fn spawn(device: SharedDevice, mut queues: Queues, on_fault: OnFault) -> io::Result<Self> {
+        let (stop, leave) = (EventFd::new(libc::EFD_NONBLOCK)?, queues.listen());
         let reactor = Reactor::new(&device, &queues, stop.try_clone()?)?;
         let name = device.lock().unwrap_or_else(PoisonError::into_inner).kind().name;
         let thread = std::thread::Builder::new()
             .name(name.into())
             .spawn(move || reactor.run(&device, queues, on_fault))?;
-        Ok(Self { thread, stop })
+        Ok(Self { thread, stop, leave })
     }
 
-    /// Stops the thread after the event it is serving.
+    /// Stops the thread after the chain it is serving.
     pub fn stop(self) {
-        let _ = self.stop.write(1);
+        self.ask_to_stop();
         if self.thread.join().is_err() {
             tracing::error!("a device worker panicked; its device is lost to the guest");
         }
+    }
+
+    fn ask_to_stop(&self) {
+        self.leave.ask();
+        let _ = self.stop.write(1);
     }
 }
 
@@ -179,3 +185,6 @@ fn drain(queues: &mut Queues, index: usize) {
         let _ = queue.notify().read();
     }
 }
+
+#[cfg(test)]
+mod tests;

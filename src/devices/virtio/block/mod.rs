@@ -13,6 +13,7 @@ use self::request::{Operation, Request};
 use super::queue::Queues;
 use super::{Fault, Kind, VirtioDevice};
 use crate::backend::disk::{RawDisk, SECTOR};
+use crate::devices::complaints::Complaints;
 
 /// VIRTIO_BLK_F_SEG_MAX.
 const F_SEG_MAX: u64 = 1 << 2;
@@ -49,7 +50,10 @@ struct Counters {
 pub struct Block {
     disk: RawDisk,
     serial: [u8; request::ID_BYTES],
+    /// The driver never flushes, so every write must be stable when it is done.
+    write_through: bool,
     counters: Arc<Counters>,
+    complaints: Complaints,
 }
 
 impl Block {
@@ -60,7 +64,13 @@ impl Block {
         for (to, from) in serial.iter_mut().zip(format!("nestling-{index}").bytes()) {
             *to = from;
         }
-        Self { disk, serial, counters: Arc::default() }
+        Self {
+            disk,
+            serial,
+            write_through: false,
+            counters: Arc::default(),
+            complaints: Complaints::default(),
+        }
     }
 
     /// Serves one request and returns the bytes written into its chain, the status byte included.
@@ -104,18 +114,23 @@ impl Block {
                 self.disk
                     .write_at(&request.data, offset)
                     .map_err(|error| self.failed("write", offset, &error))?;
+                if self.write_through {
+                    self.flush()?;
+                }
                 count(&counters.writes, 1);
                 count(&counters.bytes_written, request.data_bytes);
                 Ok(0)
             }
-            Operation::Flush => {
-                self.disk.flush().map_err(|error| self.failed("flush", 0, &error))?;
-                count(&counters.flushes, 1);
-                Ok(0)
-            }
+            Operation::Flush => self.flush().map(|()| 0),
             Operation::GetId => Ok(request.fill(&self.serial)),
             Operation::Unknown(_) => Err(STATUS_UNSUPP),
         }
+    }
+
+    fn flush(&self) -> Result<(), u8> {
+        self.disk.flush().map_err(|error| self.failed("flush", 0, &error))?;
+        self.counters.flushes.fetch_add(1, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Byte offset of a request that lies on the disk and is a whole number of sectors.
@@ -127,8 +142,8 @@ impl Block {
     }
 
     fn failed(&self, what: &str, offset: u64, error: &std::io::Error) -> u8 {
-        // One line per disk, not one per request: a guest repeats a failed request as often as it likes.
-        if self.counters.errors.load(Ordering::Relaxed) == 0 {
+        // A guest repeats a failed request as often as it likes.
+        if self.complaints.may_speak() {
             tracing::warn!(disk = %self.disk.path().display(), offset, %error, "a disk {what} failed; the guest sees an I/O error");
         }
         STATUS_IOERR
@@ -158,6 +173,11 @@ impl VirtioDevice for Block {
         config.extend_from_slice(&[0; 4]); // geometry: not offered
         config.extend_from_slice(&(SECTOR as u32).to_le_bytes());
         config
+    }
+
+    /// A driver without FLUSH must find each write stable when it is done (virtio 1.2 §5.2.6.2).
+    fn on_start(&mut self, features: u64) {
+        self.write_through = features & F_FLUSH == 0;
     }
 
     fn on_queue(&mut self, queues: &mut Queues, index: usize) -> Result<(), Fault> {
@@ -195,3 +215,6 @@ impl VirtioDevice for Block {
         Some(format!("{} (raw, {} bytes{access})", self.disk.path().display(), self.disk.sectors() * SECTOR))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -62,7 +62,9 @@ impl<'m> Request<'m> {
         for descriptor in chain {
             let (address, len) = (descriptor.addr(), descriptor.len() as usize);
             let side = if descriptor.is_write_only() {
-                last_writable = address.0.checked_add(len as u64).and_then(|end| end.checked_sub(1));
+                // An empty buffer has no last byte.
+                let last = (len as u64).checked_sub(1).and_then(|last| address.0.checked_add(last));
+                last_writable = last.or(last_writable);
                 &mut writable
             } else {
                 &mut readable

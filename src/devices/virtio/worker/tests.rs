@@ -1,0 +1,207 @@
+//! A worker between a driver's rings and a device that tells the test what it is called for.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
+
+use super::*;
+use crate::devices::virtio::queue::DeviceQueue;
+use crate::devices::virtio::testing::{DATA, Driver, guest_ram, open_msix, writable};
+use crate::devices::virtio::{HostSource, Kind};
+
+/// Longer than anything here can take: a test that waits so long has failed.
+const LONG: Duration = Duration::from_secs(30);
+
+/// What the device was called for.
+#[derive(Debug, PartialEq, Eq)]
+enum Called {
+    Chain(usize),
+    Host,
+    Stop,
+}
+
+/// A device that reports each call, and waits in each chain until the test lets it go on.
+struct Probe {
+    told: Sender<Called>,
+    go_on: Option<Receiver<()>>,
+    source: Option<OwnedFd>,
+    /// What the next calls for the host descriptor answer.
+    answers: Vec<Listen>,
+    endless: Option<Driver>,
+}
+
+impl VirtioDevice for Probe {
+    fn kind(&self) -> Kind {
+        Kind { id: 63, name: "probe", class: [0xff, 0] }
+    }
+
+    fn queue_sizes(&self) -> &'static [u16] {
+        &[8, 8]
+    }
+
+    fn on_queue(&mut self, queues: &mut Queues, index: usize) -> Result<(), Fault> {
+        let Self { told, go_on, endless, .. } = self;
+        let Some(queue) = queues.get(index) else { return Ok(()) };
+        queue.serve(|_, _| {
+            let _ = told.send(Called::Chain(index));
+            if let Some(go_on) = go_on {
+                let _ = go_on.recv();
+            }
+            if let Some(driver) = endless {
+                driver.offer(&[writable(DATA, 1)]);
+            }
+            Ok(0)
+        })
+    }
+
+    fn host_source(&self) -> Option<HostSource> {
+        self.source.as_ref().map(|source| HostSource { fd: source.as_raw_fd(), pending: false })
+    }
+
+    fn on_host(&mut self, _queues: &mut Queues) -> Result<Listen, Fault> {
+        let _ = self.told.send(Called::Host);
+        Ok(self.answers.pop().unwrap_or(Listen::No))
+    }
+
+    fn on_stop(&mut self) {
+        let _ = self.told.send(Called::Stop);
+    }
+}
+
+struct Fixture {
+    drivers: [Driver; 2],
+    bells: [EventFd; 2],
+    queues: Queues,
+    probe: Probe,
+    told: Receiver<Called>,
+}
+
+fn fixture() -> Fixture {
+    let (memory, (_, msix)) = (guest_ram(), open_msix(2));
+    let drivers = [Driver::new(&memory, 0, 8), Driver::new(&memory, 1, 8)];
+    let queues = [drivers[0].device(true, &msix), drivers[1].device(true, &msix)];
+    let bells = [bell(&queues[0]), bell(&queues[1])];
+    let (sender, told) = channel();
+    let probe = Probe { told: sender, go_on: None, source: None, answers: Vec::new(), endless: None };
+    Fixture { drivers, bells, queues: Queues(queues.into_iter().map(Some).collect()), probe, told }
+}
+
+fn bell(queue: &DeviceQueue) -> EventFd {
+    queue.notify().try_clone().unwrap()
+}
+
+fn spawn(probe: Probe, queues: Queues) -> (Worker, Receiver<Fault>) {
+    let (faults, fault) = channel();
+    let on_fault: OnFault = Box::new(move |fault| faults.send(fault).unwrap());
+    (Worker::spawn(Arc::new(Mutex::new(probe)), queues, on_fault).unwrap(), fault)
+}
+
+impl Fixture {
+    fn offer(&mut self, queue: usize, chains: usize) {
+        for _ in 0..chains {
+            self.drivers[queue].offer(&[writable(DATA, 8)]);
+        }
+        self.bells[queue].write(1).unwrap();
+    }
+}
+
+#[test]
+fn a_worker_asked_to_stop_leaves_after_the_chain_it_is_in() {
+    let mut test = fixture();
+    let (go_on, wait) = channel();
+    test.probe.go_on = Some(wait);
+    test.offer(0, 8);
+    let (worker, _fault) = spawn(test.probe, test.queues);
+    assert_eq!(test.told.recv_timeout(LONG).unwrap(), Called::Chain(0));
+    worker.ask_to_stop();
+    drop(go_on);
+    worker.stop();
+    assert_eq!(test.told.iter().collect::<Vec<_>>(), [Called::Stop]);
+    assert_eq!(test.drivers[0].used().len(), 1);
+}
+
+#[test]
+fn each_doorbell_serves_its_own_queue() {
+    let mut test = fixture();
+    test.offer(1, 2);
+    let bells = test.bells;
+    let (worker, _fault) = spawn(test.probe, test.queues);
+    for called in [Called::Chain(1), Called::Chain(1)] {
+        assert_eq!(test.told.recv_timeout(LONG).unwrap(), called);
+    }
+    test.drivers[0].offer(&[writable(DATA, 8)]);
+    bells[0].write(1).unwrap();
+    assert_eq!(test.told.recv_timeout(LONG).unwrap(), Called::Chain(0));
+    worker.stop();
+    assert_eq!(test.told.iter().collect::<Vec<_>>(), [Called::Stop]);
+}
+
+#[test]
+fn an_endless_driver_starves_neither_the_other_queue_nor_a_stop() {
+    let mut test = fixture();
+    test.offer(0, 8);
+    test.offer(1, 1);
+    // It goes on where the driver above stopped.
+    test.probe.endless = Some(std::mem::replace(&mut test.drivers[0], Driver::new(&guest_ram(), 0, 8)));
+    let (worker, _fault) = spawn(test.probe, test.queues);
+    let mut of_the_first = 0;
+    while test.told.recv_timeout(LONG).unwrap() == Called::Chain(0) {
+        of_the_first += 1;
+    }
+    assert!(of_the_first <= 2 * 8, "the second queue waited for {of_the_first} chains of the first");
+    worker.stop();
+    assert_eq!(test.told.iter().last(), Some(Called::Stop));
+}
+
+#[test]
+fn a_broken_ring_ends_the_worker_and_is_told_once() {
+    let mut test = fixture();
+    test.drivers[0].set_available(100);
+    test.bells[0].write(1).unwrap();
+    test.offer(1, 1);
+    let (worker, fault) = spawn(test.probe, test.queues);
+    let error = fault.recv_timeout(LONG).unwrap();
+    assert!(matches!(error, Fault::Ring(virtio_queue::Error::InvalidAvailRingIndex)), "{error}");
+    assert_eq!(test.told.iter().last(), Some(Called::Stop), "what it held back is written out");
+    worker.stop();
+    assert!(fault.recv().is_err());
+}
+
+#[test]
+fn a_host_that_hung_up_while_the_guest_has_no_room_waits_for_the_guest() {
+    let mut test = fixture();
+    let (source, other_end) = nix::unistd::pipe().unwrap();
+    drop(other_end);
+    test.probe.source = Some(source);
+    test.probe.answers = vec![Listen::No, Listen::Later];
+    let mut bells = test.bells.into_iter();
+    let (worker, _fault) = spawn(test.probe, test.queues);
+    assert_eq!(test.told.recv_timeout(LONG).unwrap(), Called::Host);
+    test.drivers[0].offer(&[writable(DATA, 8)]);
+    bells.next().unwrap().write(1).unwrap();
+    for called in [Called::Chain(0), Called::Host] {
+        assert_eq!(test.told.recv_timeout(LONG).unwrap(), called);
+    }
+    test.drivers[1].offer(&[writable(DATA, 8)]);
+    bells.next().unwrap().write(1).unwrap();
+    assert_eq!(test.told.recv_timeout(LONG).unwrap(), Called::Chain(1), "no more is heard of the host");
+    worker.stop();
+    assert_eq!(test.told.iter().collect::<Vec<_>>(), [Called::Stop]);
+}
+
+#[test]
+fn a_host_is_listened_to_again_once_the_guest_made_room() {
+    let mut test = fixture();
+    let (source, other_end) = nix::unistd::pipe().unwrap();
+    nix::unistd::write(&other_end, b"x").unwrap();
+    test.probe.source = Some(source);
+    test.probe.answers = vec![Listen::No, Listen::Yes, Listen::Later];
+    let (worker, _fault) = spawn(test.probe, test.queues);
+    assert_eq!(test.told.recv_timeout(LONG).unwrap(), Called::Host);
+    test.drivers[0].offer(&[writable(DATA, 8)]);
+    test.bells[0].write(1).unwrap();
+    for called in [Called::Chain(0), Called::Host, Called::Host] {
+        assert_eq!(test.told.recv_timeout(LONG).unwrap(), called, "the byte is still there to read");
+    }
+    worker.stop();
+}
