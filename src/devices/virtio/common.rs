@@ -2,8 +2,7 @@
 //!
 //! State without descriptors or threads: a write changes it, refreshes the register bytes, and says what should follow.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1};
 use crate::devices::registers::RegisterPages;
@@ -69,11 +68,12 @@ pub struct QueueSetup {
     pub device: u64,
 }
 
-/// Sets DEVICE_NEEDS_RESET from any thread, without a lock: a worker may raise it while a vCPU waits for that worker.
+/// Sets DEVICE_NEEDS_RESET from any thread. A worker may raise it while a vCPU holds the transport and waits for that
+/// worker, so it has a lock of its own, under which nothing waits.
 #[derive(Debug, Clone)]
 pub struct Alarm {
     registers: RegisterPages,
-    raised: Arc<AtomicBool>,
+    raised: Arc<Mutex<bool>>,
 }
 
 impl Alarm {
@@ -81,7 +81,8 @@ impl Alarm {
     /// driver wants to be told on.
     #[must_use]
     pub fn raise(&self) -> u16 {
-        self.raised.store(true, Ordering::Release);
+        let mut raised = self.lock();
+        *raised = true;
         let shown = self.registers.u8(DEVICE_STATUS);
         self.registers.set_u8(DEVICE_STATUS, shown | status::NEEDS_RESET);
         self.registers.u16(CONFIG_VECTOR)
@@ -90,7 +91,21 @@ impl Alarm {
     /// Whether it was raised since the last reset.
     #[must_use]
     pub fn is_raised(&self) -> bool {
-        self.raised.load(Ordering::Acquire)
+        *self.lock()
+    }
+
+    fn clear(&self) {
+        *self.lock() = false;
+    }
+
+    /// Shows the driver's status bits and the alarm, of which neither may overwrite the other.
+    fn show(&self, status: u8) {
+        let raised = self.lock();
+        self.registers.set_u8(DEVICE_STATUS, if *raised { status | status::NEEDS_RESET } else { status });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, bool> {
+        self.raised.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -124,7 +139,7 @@ impl CommonConfig {
             driver: 0,
             device: 0,
         };
-        let alarm = Alarm { registers: registers.clone(), raised: Arc::new(AtomicBool::new(false)) };
+        let alarm = Alarm { registers: registers.clone(), raised: Arc::default() };
         let common = Self {
             registers,
             alarm,
@@ -164,7 +179,7 @@ impl CommonConfig {
     pub fn reset(&mut self) {
         let sizes: Vec<u16> = self.queues.iter().map(|queue| queue.max_size).collect();
         let alarm = self.alarm.clone();
-        alarm.raised.store(false, Ordering::Release);
+        alarm.clear();
         *self = Self { alarm, ..Self::new(self.registers.clone(), self.offered, &sizes, self.vectors) };
     }
 
@@ -273,8 +288,7 @@ impl CommonConfig {
         registers.set_u32(DRIVER_FEATURE, word(self.accepted, self.driver_select));
         registers.set_u16(CONFIG_VECTOR, self.config_vector);
         registers.set_u16(NUM_QUEUES, self.queues.len() as u16);
-        let alarm = if self.alarm.is_raised() { status::NEEDS_RESET } else { 0 };
-        registers.set_u8(DEVICE_STATUS, self.status | alarm);
+        self.alarm.show(self.status);
         registers.set_u16(QUEUE_SELECT, self.queue_select);
         let selected = self.queues.get(usize::from(self.queue_select));
         let field = |value: fn(&QueueSetup) -> u16| selected.map_or(0, value);

@@ -169,6 +169,11 @@ impl Driver {
         self.put(self.addresses()[1], 1_u16);
     }
 
+    /// Without EVENT_IDX: whether the device set VIRTQ_USED_F_NO_NOTIFY.
+    pub(crate) fn forbids_doorbells(&self) -> bool {
+        self.get::<u16>(self.addresses()[2]) & 1 != 0
+    }
+
     /// Heads and lengths the device gave back since the ring was new; at most a ring's worth is still there.
     pub(crate) fn used(&self) -> Vec<(u32, u32)> {
         let used = self.addresses()[2];

@@ -56,3 +56,120 @@ fn a_driver_without_event_idx_mutes_the_queue_by_its_flag() {
     test.serve().unwrap();
     assert_eq!((test.driver.used().len(), test.interrupts()), (2, 0));
 }
+
+#[test]
+fn event_idx_interrupts_exactly_when_the_used_index_passes_the_drivers_mark() {
+    // Chains served before, the driver's mark, chains in the batch, whether that interrupts.
+    for (before, mark, batch, wanted) in [
+        (0, 0, 1, true),
+        (0, 1, 1, false),
+        (0, 1, 2, true),
+        (0, 7, 8, true),
+        (0, 8, 8, false),
+        (3, 2, 4, false),
+        (3, 3, 1, true),
+        (3, 6, 4, true),
+        (3, 7, 4, false),
+        (3, 0x8000, 4, false),
+    ] {
+        let mut test = fixture(8, true);
+        test.offer(before);
+        test.serve().unwrap();
+        test.interrupts();
+        test.driver.set_used_event(mark);
+        test.offer(batch);
+        test.serve().unwrap();
+        assert_eq!(test.interrupts(), u64::from(wanted), "{before} served, mark {mark}, then {batch}");
+    }
+}
+
+#[test]
+fn event_idx_works_across_the_wrap_of_the_index() {
+    let mut test = fixture(8, true);
+    for _ in 0..(1 << 16) / 8 - 1 {
+        test.offer(8);
+        test.serve().unwrap();
+    }
+    test.interrupts();
+    test.driver.set_used_event(1);
+    test.offer(8);
+    test.serve().unwrap();
+    assert_eq!(test.interrupts(), 0);
+    test.offer(2);
+    test.serve().unwrap();
+    assert_eq!(test.interrupts(), 1);
+    assert_eq!(test.driver.avail_event(), test.driver.available());
+}
+
+#[test]
+fn a_drained_queue_asks_for_its_doorbell_and_a_busy_one_does_not() {
+    let mut test = fixture(8, false);
+    test.offer(1);
+    let mut muted_inside = false;
+    let driver = &test.driver;
+    let serve = |_: &GuestMemoryMmap, _: Chain<'_>| {
+        muted_inside = driver.forbids_doorbells();
+        Ok(0)
+    };
+    test.queue.serve(serve).unwrap();
+    assert!(muted_inside && !test.driver.forbids_doorbells());
+}
+
+#[test]
+fn an_endless_driver_gets_a_rings_worth_and_then_its_doorbell_rings() {
+    let mut test = fixture(8, true);
+    test.offer(8);
+    let (driver, mut served) = (&mut test.driver, 0);
+    let endless = |_: &GuestMemoryMmap, _: Chain<'_>| {
+        served += 1;
+        driver.offer(&[readable(DATA, 8)]);
+        Ok(0)
+    };
+    test.queue.serve(endless).unwrap();
+    assert_eq!(served, 8);
+    assert_eq!(test.queue.notify().read().unwrap(), 1);
+    test.serve().unwrap();
+    assert_eq!(test.driver.used().len(), 16);
+    assert!(test.queue.notify().read().is_err(), "nothing is left: it does not ring");
+}
+
+#[test]
+fn one_chain_at_a_time_and_the_doorbell_when_there_is_none() {
+    let mut test = fixture(8, true);
+    test.offer(2);
+    assert!(test.queue.serve_one(|_, _| Ok(3)).unwrap());
+    assert_eq!(test.driver.used(), [(0, 3)]);
+    assert_eq!(test.interrupts(), 1);
+    assert_eq!(test.driver.avail_event(), 0, "more is there: no doorbell is needed");
+    assert!(test.queue.serve_one(|_, _| Ok(4)).unwrap());
+    assert!(!test.queue.serve_one(|_, _| unreachable!()).unwrap());
+    assert_eq!(test.driver.used(), [(0, 3), (2, 4)]);
+    assert_eq!(test.driver.avail_event(), 2, "the next chain rings");
+}
+
+#[test]
+fn impossible_rings_are_faults_and_nothing_is_given_back() {
+    for available in [9, 0x8000, 0xffff] {
+        let mut test = fixture(8, true);
+        test.driver.set_available(available);
+        assert!(matches!(test.serve(), Err(Fault::Ring(_))), "{available} available in a ring of 8");
+        assert!(test.queue.serve_one(|_, _| Ok(0)).is_err());
+    }
+    let mut test = fixture(8, true);
+    test.driver.offer_head(8);
+    assert!(test.serve().is_err(), "there is no descriptor 8");
+    assert_eq!(test.driver.used(), []);
+}
+
+#[test]
+fn a_fault_in_a_chain_ends_the_batch() {
+    let mut test = fixture(8, true);
+    test.offer(3);
+    let mut left = 2;
+    let result = test.queue.serve(|_, _| {
+        left -= 1;
+        if left == 0 { Err(Fault::Chain("bad")) } else { Ok(1) }
+    });
+    assert!(result.is_err());
+    assert_eq!(test.driver.used(), [(0, 1)]);
+}
