@@ -28,7 +28,11 @@ fn an_empty_spec_says_nothing() {
 fn every_key_of_the_list_is_a_key_of_the_file() {
     for key in KEYS.into_iter().filter(|key| *key != "disk") {
         let value = if key == "command" { "[x]" } else { "x" };
-        assert_ne!(parse(&format!("{key}: {value}\n"), Path::new("f")).expect(key), Config::default(), "{key}");
+        assert_ne!(
+            parse(&format!("{key}: {value}\n"), Path::new("f")).expect(key),
+            Config::default(),
+            "{key}"
+        );
     }
 }
 

@@ -50,7 +50,7 @@ impl Vcpu {
     ) -> Result<(), MachineError> {
         let table = cpuid::for_vcpu(supported.as_slice(), facts);
         let table =
-            CpuId::from_entries(&table).map_err(|_| too_many("the CPUID table has too many entries"))?;
+            CpuId::from_entries(&table).map_err(|_| invalid("the CPUID table has too many entries"))?;
         self.fd.set_cpuid2(&table).map_err(kvm("KVM refuses the CPUID table"))?;
         self.set_msrs()?;
         self.fd.set_fpu(&registers::fpu()).map_err(kvm("KVM refuses the initial FPU state"))?;
@@ -63,10 +63,10 @@ impl Vcpu {
 
     fn set_msrs(&self) -> Result<(), MachineError> {
         for msr in msrs::initial() {
-            let one = Msrs::from_entries(&[msr.to_kvm()]).map_err(|_| too_many("too many MSRs"))?;
+            let one = Msrs::from_entries(&[msr.to_kvm()]).map_err(|_| invalid("too many MSRs"))?;
             let set = self.fd.set_msrs(&one).map_err(kvm("KVM refuses to set MSRs"))?;
             if set != 1 && msr.required {
-                return Err(too_many("KVM refuses an MSR every guest needs"));
+                return Err(invalid("KVM refuses an MSR every guest needs"));
             }
         }
         Ok(())
@@ -149,7 +149,7 @@ impl Vcpu {
             }
             Ok(other) => {
                 count(ExitReason::Other);
-                let detail = format!("unexpected exit {other:?}");
+                let detail = format!("{}: nothing in this machine asks KVM for that exit", name(&other));
                 return self.kvm_error(&detail);
             }
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
@@ -192,6 +192,29 @@ fn io_width(run: *const kvm_run) -> usize {
     usize::from(width.max(1))
 }
 
-fn too_many(doing: &'static str) -> MachineError {
+/// The exits that only an enabled capability, another architecture or a debugger causes, by KVM's names.
+fn name(exit: &VcpuExit<'_>) -> String {
+    let name = match exit {
+        VcpuExit::Unknown => "KVM_EXIT_UNKNOWN",
+        VcpuExit::Exception => "KVM_EXIT_EXCEPTION",
+        VcpuExit::Hypercall(_) => "KVM_EXIT_HYPERCALL",
+        VcpuExit::Debug(_) => "KVM_EXIT_DEBUG",
+        VcpuExit::IrqWindowOpen => "KVM_EXIT_IRQ_WINDOW_OPEN",
+        VcpuExit::SetTpr => "KVM_EXIT_SET_TPR",
+        VcpuExit::TprAccess => "KVM_EXIT_TPR_ACCESS",
+        VcpuExit::Nmi => "KVM_EXIT_NMI",
+        VcpuExit::Watchdog => "KVM_EXIT_WATCHDOG",
+        VcpuExit::IoapicEoi(_) => "KVM_EXIT_IOAPIC_EOI",
+        VcpuExit::Hyperv => "KVM_EXIT_HYPERV",
+        VcpuExit::X86Rdmsr(_) => "KVM_EXIT_X86_RDMSR",
+        VcpuExit::X86Wrmsr(_) => "KVM_EXIT_X86_WRMSR",
+        VcpuExit::MemoryFault { gpa, .. } => return format!("KVM_EXIT_MEMORY_FAULT at {gpa:#x}"),
+        VcpuExit::Unsupported(reason) => return format!("KVM exit reason {reason}"),
+        _ => "an exit of another architecture",
+    };
+    name.to_owned()
+}
+
+fn invalid(doing: &'static str) -> MachineError {
     MachineError::Kvm { doing, source: kvm_ioctls::Error::new(libc::EINVAL) }
 }
