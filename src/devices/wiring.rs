@@ -69,6 +69,7 @@ pub(crate) mod mock {
         route_updates: usize,
         doorbells: Vec<u64>,
         readable: Vec<(u32, u64)>,
+        refused: usize,
     }
 
     impl MockWiring {
@@ -89,6 +90,11 @@ pub(crate) mod mock {
             self.seen().doorbells.clone()
         }
 
+        /// Doorbells that were attached twice, or detached without being there.
+        pub(crate) fn refused(&self) -> usize {
+            self.seen().refused
+        }
+
         pub(crate) fn readable(&self) -> Vec<(u32, u64)> {
             self.seen().readable.clone()
         }
@@ -107,13 +113,24 @@ pub(crate) mod mock {
             Ok(())
         }
 
+        /// Two doorbells at one address are an error in KVM too.
         fn attach_doorbell(&self, gpa: u64, _event: &EventFd) -> io::Result<()> {
-            self.seen().doorbells.push(gpa);
+            let mut seen = self.seen();
+            if seen.doorbells.contains(&gpa) {
+                seen.refused += 1;
+                return Err(io::ErrorKind::AlreadyExists.into());
+            }
+            seen.doorbells.push(gpa);
             Ok(())
         }
 
         fn detach_doorbell(&self, gpa: u64, _event: &EventFd) -> io::Result<()> {
-            self.seen().doorbells.retain(|&at| at != gpa);
+            let mut seen = self.seen();
+            let Some(at) = seen.doorbells.iter().position(|&at| at == gpa) else {
+                seen.refused += 1;
+                return Err(io::ErrorKind::NotFound.into());
+            };
+            seen.doorbells.remove(at);
             Ok(())
         }
 

@@ -407,3 +407,6 @@ fn ring(setup: &QueueSetup, event_idx: bool, memory: &GuestMemoryMmap) -> Result
     queue.set_ready(true);
     if queue.is_valid(memory) { Ok(queue) } else { Err(Fault::Chain("a ring lies outside guest memory")) }
 }
+
+#[cfg(test)]
+mod tests;
