@@ -80,7 +80,7 @@ pub struct VirtioPci {
     msix_capability: usize,
     access_capability: usize,
     alarm: Alarm,
-    complaints: Complaints,
+    complaints: Arc<Complaints>,
     /// Whether a worker runs, readable without the lock.
     active: AtomicBool,
     /// Where BAR 0 answers, or 0: every vCPU looks here on every access to the window.
@@ -145,7 +145,7 @@ impl VirtioPci {
             msix_capability,
             access_capability,
             alarm: inner.common.alarm().clone(),
-            complaints: Complaints::default(),
+            complaints: Arc::default(),
             active: AtomicBool::new(false),
             bar: AtomicU64::new(0),
             inner: Mutex::new(inner),
@@ -162,30 +162,24 @@ impl VirtioPci {
     }
 
     fn start(&self, inner: &mut Inner) {
-        let on_fault = self.on_fault();
         self.device.lock().unwrap_or_else(PoisonError::into_inner).on_start(inner.common.accepted());
-        match self.collect_queues(&inner.common) {
-            Ok(queues) => match Worker::spawn(Arc::clone(&self.device), queues, on_fault) {
-                Ok(worker) => {
-                    inner.worker = Some(worker);
-                    self.active.store(true, Ordering::Relaxed);
-                }
-                Err(error) => {
-                    tracing::error!(device = self.kind.name, %error, "the device has no worker thread");
-                    let _ = self.alarm.raise();
-                }
-            },
-            Err(fault) => on_fault(fault),
+        let spawn =
+            |queues| Worker::spawn(Arc::clone(&self.device), queues, self.on_fault()).map_err(Fault::Host);
+        match self.collect_queues(&inner.common).and_then(spawn) {
+            Ok(worker) => {
+                inner.worker = Some(worker);
+                self.active.store(true, Ordering::Relaxed);
+            }
+            Err(fault) => self.on_fault()(fault),
         }
     }
 
-    /// What happens when the guest broke a queue. A worker calls it, so it takes no lock a vCPU may hold.
+    /// What happens when the device cannot go on. A worker calls it, so it takes no lock a vCPU may hold.
     fn on_fault(&self) -> OnFault {
-        let (name, alarm, isr, msix) =
-            (self.kind.name, self.alarm.clone(), Arc::clone(&self.isr), Arc::clone(&self.msix));
-        let speak = self.complaints.may_speak();
+        let (name, complaints) = (self.kind.name, Arc::clone(&self.complaints));
+        let (alarm, isr, msix) = (self.alarm.clone(), Arc::clone(&self.isr), Arc::clone(&self.msix));
         Box::new(move |fault| {
-            if speak {
+            if complaints.may_speak() {
                 tracing::warn!(device = name, %fault, "the device stopped and waits to be reset");
             }
             let vector = alarm.raise();
@@ -219,8 +213,7 @@ impl VirtioPci {
                 isr: Arc::clone(&self.isr),
                 cause: ISR_QUEUE,
             };
-            let doorbell =
-                doorbell.try_clone().map_err(|_| Fault::Chain("the host has no file descriptor left"))?;
+            let doorbell = doorbell.try_clone().map_err(Fault::Host)?;
             Ok(Some(DeviceQueue::new(queue, self.memory.clone(), interrupt, doorbell)))
         };
         common.queues().iter().zip(&self.doorbells).map(collect).collect::<Result<_, _>>().map(Queues)

@@ -31,3 +31,15 @@ fn a_broken_ring_asks_for_a_reset_and_a_reset_heals() {
     assert_eq!(function.told(), Told::Served(0));
     assert_eq!(function.read(20, 1), [0xf]);
 }
+
+#[test]
+fn a_device_that_started_often_still_says_what_broke_it() {
+    let mut function = Function::new();
+    function.decode(true);
+    for _ in 0..20 {
+        function.bring_up();
+        function.write(20, &[0]);
+        function.new_rings();
+    }
+    assert!(function.pci.complaints.may_speak(), "nothing was wrong so far");
+}
