@@ -197,6 +197,7 @@ impl VirtioPci {
             let _ = doorbell.read();
         }
         self.isr.store(0, Ordering::Relaxed);
+        self.msix.forget_pending();
         inner.common.reset();
     }
 

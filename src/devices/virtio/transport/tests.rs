@@ -130,3 +130,26 @@ fn a_thousand_resets_cost_nothing() {
     assert!(open_descriptors() < before + 500);
     assert_eq!((function.wiring.refused(), function.wiring.raised(1)), (0, 1000));
 }
+
+#[test]
+fn a_masked_interrupt_waits_for_the_mask_and_dies_with_a_reset() {
+    let mut function = Function::new();
+    function.decode(true);
+    function.bring_up();
+    function.told();
+    let mask = |function: &Function, on: u8| function.write(PAGE_BYTES + 16 + 12, &[on, 0, 0, 0]);
+    for reset in [false, true] {
+        mask(&function, 1);
+        function.drivers[0].offer(&[writable(DATA, 4)]);
+        function.ring(0);
+        assert_eq!(function.told(), Told::Served(0));
+        assert_eq!((function.wiring.raised(1), function.read(PAGE_BYTES + PAGE_BYTES / 2, 1)), (0, vec![2]));
+        if reset {
+            function.write(20, &[0]);
+        }
+        mask(&function, 0);
+        assert_eq!(function.wiring.raised(1), u64::from(!reset));
+        assert_eq!(function.read(PAGE_BYTES + PAGE_BYTES / 2, 1), [0]);
+        function.drivers[0].set_used_event(1);
+    }
+}
