@@ -252,12 +252,12 @@ impl VirtioPci {
         inner.wired = wanted;
     }
 
-    fn read_bar(&self, offset: usize, data: &mut [u8]) {
+    fn read_bar(&self, offset: usize, data: &mut [u8], isr: impl FnOnce(&AtomicU8) -> u8) {
         match offset / PAGE {
             ISR_PAGE => {
                 data.fill(0);
-                if offset.is_multiple_of(PAGE) {
-                    data[0] = self.isr.swap(0, Ordering::Relaxed);
+                if let Some(first) = data.first_mut().filter(|_| offset.is_multiple_of(PAGE)) {
+                    *first = isr(&self.isr);
                 }
             }
             DOORBELL_PAGE => data.fill(0),
@@ -285,7 +285,8 @@ impl VirtioPci {
     }
 
     /// The PCI configuration access capability (virtio 1.2 §4.1.4.9): a window of 1, 2 or 4 bytes into the BAR for code
-    /// that cannot reach it otherwise. Its data is refreshed by every configuration write.
+    /// that cannot reach it otherwise. Its data is refreshed by every write to the capability, because reading it does not
+    /// trap; so it shows the ISR status without clearing it.
     fn serve_access_window(&self, inner: &mut Inner, written: std::ops::Range<usize>) {
         let page = inner.config.page().clone();
         let at = self.access_capability;
@@ -299,7 +300,7 @@ impl VirtioPci {
             page.read(window, &mut data);
             self.write_bar(inner, offset, &data[..len]);
         }
-        self.read_bar(offset, &mut data[..len]);
+        self.read_bar(offset, &mut data[..len], |isr| isr.load(Ordering::Relaxed));
         page.write(window, &data[..len]);
     }
 }
@@ -325,7 +326,7 @@ impl PciFunction for VirtioPci {
     }
 
     fn bar_read(&self, offset: u64, data: &mut [u8]) {
-        self.read_bar(offset as usize, data);
+        self.read_bar(offset as usize, data, |isr| isr.swap(0, Ordering::Relaxed));
     }
 
     fn bar_write(&self, offset: u64, data: &[u8]) {

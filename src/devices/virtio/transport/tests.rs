@@ -153,3 +153,53 @@ fn a_masked_interrupt_waits_for_the_mask_and_dies_with_a_reset() {
         function.drivers[0].set_used_event(1);
     }
 }
+
+#[test]
+fn the_bar_is_reached_through_configuration_space() {
+    let function = Function::new();
+    let access = function.virtio_capability(5).at;
+    let aim = |offset: u32, len: u32| {
+        function.config_write(access + 4, &[0]);
+        function.config_write(access + 8, &offset.to_le_bytes());
+        function.config_write(access + 12, &len.to_le_bytes());
+    };
+    aim(18, 2);
+    assert_eq!(function.config(access + 16, 2), [2, 0], "two queues, while the BAR decodes nothing");
+    aim(20, 1);
+    function.config_write(access + 16, &[1]);
+    function.config_write(access + 16, &[3]);
+    assert_eq!(function.config(access + 16, 1), [3], "the device status");
+    aim(8, 4);
+    function.config_write(access + 16, &1_u32.to_le_bytes());
+    aim(12, 4);
+    function.config_write(access + 16, &1_u32.to_le_bytes());
+    assert_eq!(function.config(access + 16, 4), [1, 0, 0, 0], "VERSION_1");
+
+    let before = function.config(access + 16, 4);
+    for (offset, len) in [(0, 0), (0, 3), (1, 2), (2, 4), (0, 8), (0, u32::MAX)] {
+        aim(offset, len);
+        function.config_write(access + 16, &[0; 4]);
+    }
+    aim(u32::MAX - 3, 4);
+    function.config_write(access + 16, &[0; 4]);
+    assert_eq!(function.config(access + 16, 4), [0xff; 4], "beyond the BAR");
+    aim(12, 4);
+    assert_eq!(function.config(access + 16, 4), before, "nothing of that reached the device");
+}
+
+#[test]
+fn aiming_the_access_window_at_the_isr_status_does_not_clear_it() {
+    let mut function = Function::new();
+    function.decode(true);
+    function.bring_up();
+    function.told();
+    function.drivers[0].offer(&[writable(DATA, 4)]);
+    function.ring(0);
+    function.told();
+    let (access, isr) = (function.virtio_capability(5).at, function.virtio_capability(3).offset);
+    function.config_write(access + 12, &1_u32.to_le_bytes());
+    function.config_write(access + 8, &isr.to_le_bytes());
+    function.config_write(access + 12, &1_u32.to_le_bytes());
+    assert_eq!(function.config(access + 16, 1), [1]);
+    assert_eq!(function.read(isr.into(), 1), [1], "it is for the driver to read");
+}
