@@ -107,7 +107,7 @@ impl Function {
         let pci = VirtioPci::new(Arc::new(Mutex::new(Fake(sender))), context).unwrap();
         root.plug(DEVICE as usize, Arc::clone(&pci) as _);
         let drivers = [Driver::new(&memory, 0, 8), Driver::new(&memory, 1, 8)];
-        Self { drivers, wiring, memory, pci, ecam: root.ecam(), window: root.window(BAR), told }
+        Self { drivers, wiring, memory, pci, ecam: root.ecam(), window: root.window(0), told }
     }
 
     /// What the device was told next.
@@ -142,7 +142,7 @@ impl Function {
     /// Reads the BAR, wherever it is.
     pub(super) fn read(&self, offset: u64, len: usize) -> Vec<u8> {
         let mut data = vec![0; len];
-        self.window.read(self.bar() - BAR + offset, &mut data);
+        self.window.read(self.bar() + offset, &mut data);
         data
     }
 
@@ -151,7 +151,7 @@ impl Function {
     }
 
     pub(super) fn write(&self, offset: u64, data: &[u8]) {
-        self.window.write(self.bar() - BAR + offset, data);
+        self.window.write(self.bar() + offset, data);
     }
 
     pub(super) fn bar(&self) -> u64 {
@@ -201,8 +201,8 @@ impl Function {
         self.config_write(msix + 2, &0x8000_u16.to_le_bytes());
     }
 
-    /// Everything up to and without DRIVER_OK: features, vector 0 for the configuration, n + 1 for queue n.
-    pub(super) fn set_up(&self) {
+    /// Feature negotiation, up to FEATURES_OK; vector 0 for the configuration.
+    pub(super) fn negotiate(&self) {
         self.open_vectors();
         self.write(20, &[1]);
         self.write(20, &[3]);
@@ -213,6 +213,11 @@ impl Function {
         self.write(20, &[0xb]);
         assert_eq!(self.read(20, 1), [0xb], "the features are fine");
         self.write(16, &[0, 0]);
+    }
+
+    /// Everything up to and without DRIVER_OK: vector n + 1 for queue n. `amend` has the last word on each queue.
+    pub(super) fn set_up_queues(&self, amend: impl Fn(&Self)) {
+        self.negotiate();
         for (index, driver) in self.drivers.iter().enumerate() {
             self.write(22, &(index as u16).to_le_bytes());
             self.write(24, &8_u16.to_le_bytes());
@@ -221,8 +226,14 @@ impl Function {
                 self.write(register, &(address as u32).to_le_bytes());
                 self.write(register + 4, &((address >> 32) as u32).to_le_bytes());
             }
+            amend(self);
             self.write(28, &[1, 0]);
         }
+    }
+
+    /// Everything up to and without DRIVER_OK.
+    pub(super) fn set_up(&self) {
+        self.set_up_queues(|_| {});
     }
 
     /// The whole bring-up.
@@ -245,5 +256,11 @@ impl Function {
     pub(super) fn new_rings(&mut self) {
         self.drivers = [0, 1].map(|index| Driver::new(&self.memory, index, 8));
         self.drivers.iter().for_each(Driver::clear);
+    }
+}
+
+impl Drop for Function {
+    fn drop(&mut self) {
+        self.pci.shut_down();
     }
 }
