@@ -183,8 +183,13 @@ impl ConsoleInput {
         Self { source, escape, _terminal: terminal }
     }
 
-    /// Reads what is there, at most `room` bytes; `None` when the source ended.
+    /// Reads what is there, at most `room` bytes, and never waits; `None` when the source ended.
     pub fn read(&mut self, room: usize) -> Option<Vec<u8>> {
+        // Not O_NONBLOCK: that would change the descriptor for everybody we share our stdin with.
+        let mut fds = [PollFd::new(self.source.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut fds, PollTimeout::ZERO) == Ok(0) {
+            return Some(Vec::new());
+        }
         let mut data = vec![0; room];
         match nix::unistd::read(&self.source, &mut data) {
             Ok(0) => None,
