@@ -1,5 +1,7 @@
 //! Where the guest's console goes (our stdout, and a bounded tail for the status) and where its input comes from.
 
+mod terminal;
+
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -8,8 +10,9 @@ use std::sync::{Mutex, PoisonError};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::termios::{self, SetArg, Termios};
 use vmm_sys_util::eventfd::EventFd;
+
+use self::terminal::RawTerminal;
 
 /// Lines kept for the status.
 const TAIL_LINES: usize = 100;
@@ -17,6 +20,9 @@ const TAIL_LINES: usize = 100;
 const MAX_LINE_BYTES: usize = 512;
 /// A pipe that poll calls writable takes this much without blocking (PIPE_BUF).
 const CHUNK: usize = 4096;
+
+/// How long a terminal without room is left alone, in milliseconds.
+const FULL_TERMINAL_WAIT_MS: u8 = 20;
 
 type OnLine = Box<dyn Fn(&str) + Send + Sync>;
 
@@ -43,7 +49,7 @@ impl ConsoleLog {
     /// When the kernel has no descriptor left.
     pub fn new(output: OwnedFd, on_line: impl Fn(&str) + Send + Sync + 'static) -> io::Result<Self> {
         Ok(Self {
-            output,
+            output: terminal::unblocked(output),
             open: AtomicBool::new(true),
             cancel: EventFd::new(libc::EFD_NONBLOCK)?,
             bytes: AtomicU64::new(0),
@@ -102,11 +108,22 @@ impl ConsoleLog {
             }
             match nix::unistd::write(&self.output, chunk) {
                 Ok(done) => chunk = chunk.get(done..).unwrap_or_default(),
-                Err(Errno::EINTR | Errno::EAGAIN) => {}
+                Err(Errno::EINTR) => {}
+                // A terminal with room for one byte has none for a line's end, which it makes two of.
+                Err(Errno::EAGAIN) => self.pause()?,
                 Err(errno) => return Err(errno),
             }
         }
         Ok(())
+    }
+
+    fn pause(&self) -> nix::Result<()> {
+        let mut fds = [PollFd::new(borrow(&self.cancel), PollFlags::POLLIN)];
+        match poll(&mut fds, PollTimeout::from(FULL_TERMINAL_WAIT_MS)) {
+            Ok(0) | Err(Errno::EINTR) => Ok(()),
+            Ok(_) => Err(Errno::ECANCELED),
+            Err(errno) => Err(errno),
+        }
     }
 }
 
@@ -183,8 +200,13 @@ impl ConsoleInput {
         Self { source, escape, _terminal: terminal }
     }
 
-    /// Reads what is there, at most `room` bytes; `None` when the source ended.
+    /// Reads what is there, at most `room` bytes, and never waits; `None` when the source ended.
     pub fn read(&mut self, room: usize) -> Option<Vec<u8>> {
+        // Not O_NONBLOCK: that would change the descriptor for everybody we share our stdin with.
+        let mut fds = [PollFd::new(self.source.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut fds, PollTimeout::ZERO) == Ok(0) {
+            return Some(Vec::new());
+        }
         let mut data = vec![0; room];
         match nix::unistd::read(&self.source, &mut data) {
             Ok(0) => None,
@@ -239,80 +261,10 @@ impl Escape {
     }
 }
 
-#[derive(Debug)]
-struct RawTerminal {
-    terminal: OwnedFd,
-    before: Termios,
-}
-
-impl RawTerminal {
-    fn enter(source: &OwnedFd) -> Option<Self> {
-        let before = termios::tcgetattr(source).ok()?;
-        let terminal = source.try_clone().ok()?;
-        let mut raw = before.clone();
-        termios::cfmakeraw(&mut raw);
-        // Output stays cooked: our own log lines share the terminal.
-        raw.output_flags = before.output_flags;
-        termios::tcsetattr(&terminal, SetArg::TCSANOW, &raw).ok()?;
-        Some(Self { terminal, before })
-    }
-}
-
-impl Drop for RawTerminal {
-    fn drop(&mut self) {
-        let _ = termios::tcsetattr(&self.terminal, SetArg::TCSANOW, &self.before);
-    }
-}
-
 fn borrow(event: &EventFd) -> BorrowedFd<'_> {
     // SAFETY: the descriptor is open as long as `event` is borrowed.
     unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::Arc;
-
-    #[test]
-    fn lines_are_plain_and_bounded() {
-        let (reader, writer) = nix::unistd::pipe().unwrap();
-        let seen = Arc::new(Mutex::new(Vec::new()));
-        let log = Arc::clone(&seen);
-        let console = ConsoleLog::new(writer, move |line| log.lock().unwrap().push(line.to_owned())).unwrap();
-        console.write(b"one\r\n\x1b[31mtwo\x1b[0m\xff\x07\nunfin");
-        assert_eq!(*seen.lock().unwrap(), ["one", "two\u{fffd}"]);
-        assert_eq!(console.tail(), ["one", "two\u{fffd}", "unfin"]);
-        console.write(&[b'x'; 2000]);
-        for _ in 0..150 {
-            console.write(b"\n");
-        }
-        assert_eq!(console.tail().len(), TAIL_LINES);
-        let mut copied = [0; 16];
-        assert_eq!(nix::unistd::read(&reader, &mut copied[..4]).unwrap(), 4);
-        assert_eq!(copied[..4], *b"one\r");
-    }
-
-    #[test]
-    fn nobody_reading_stops_only_until_cancelled() {
-        let (_reader, writer) = nix::unistd::pipe().unwrap();
-        let console = Arc::new(ConsoleLog::new(writer, |_| {}).unwrap());
-        let blocked = Arc::clone(&console);
-        let thread = std::thread::spawn(move || blocked.write(&vec![b'x'; 1 << 20]));
-        while console.bytes() == 0 {
-            std::thread::yield_now();
-        }
-        console.cancel();
-        thread.join().unwrap();
-        assert_eq!(console.bytes(), 1 << 20);
-    }
-
-    #[test]
-    fn the_escape_key_is_taken_out_of_a_terminals_input() {
-        let mut escape = Escape::Ready;
-        let passed: Vec<u8> = [b'a', 1, 1, b'b', 1, b'c'].into_iter().filter(|&b| escape.pass(b)).collect();
-        assert_eq!(passed, [b'a', 1, b'b', b'c']);
-        let mut off = Escape::Off;
-        assert!(off.pass(1) && off.pass(b'x'));
-    }
-}
+mod tests;

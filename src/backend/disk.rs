@@ -70,11 +70,12 @@ impl RawDisk {
         let access = if readonly { "reading" } else { "writing" };
         let failed = |source| DiskError::Open { path: path.into(), access, source };
         let examine = |source| DiskError::Examine { path: path.into(), source };
-        let mut file = OpenOptions::new().read(true).write(!readonly).open(path).map_err(failed)?;
-        let kind = file.metadata().map_err(examine)?.file_type();
+        // Before it is opened: opening a FIFO waits, and opening a device can do anything.
+        let kind = path.metadata().map_err(failed)?.file_type();
         if !(kind.is_file() || kind.is_block_device()) {
             return Err(DiskError::NotADisk(path.into()));
         }
+        let mut file = OpenOptions::new().read(true).write(!readonly).open(path).map_err(failed)?;
         lock(&file, readonly).map_err(|errno| match errno {
             Errno::EAGAIN | Errno::EACCES => DiskError::Locked(path.into()),
             other => examine(other.into()),
@@ -251,7 +252,11 @@ mod tests {
         let missing = directory.path().join("missing.img");
         let text = |result: Result<RawDisk, DiskError>| result.unwrap_err().to_string();
         assert!(text(RawDisk::open(&missing, true)).contains("missing.img"));
-        assert!(text(RawDisk::open(directory.path(), true)).contains("neither"));
+        let fifo = directory.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for path in [directory.path(), &fifo, Path::new("/dev/null")] {
+            assert!(text(RawDisk::open(path, true)).contains("neither"));
+        }
         assert!(text(RawDisk::open(image(511).path(), true)).contains("511 bytes"));
     }
 }

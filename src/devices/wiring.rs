@@ -55,6 +55,7 @@ pub trait Wiring: Send + Sync + Debug {
 
 #[cfg(test)]
 pub(crate) mod mock {
+    use std::os::fd::{AsRawFd, RawFd};
     use std::sync::{Mutex, MutexGuard};
 
     use super::{EventFd, Gsi, MsiMessage, RegisterPages, Wiring, io};
@@ -67,8 +68,10 @@ pub(crate) mod mock {
     struct Seen {
         interrupts: Vec<EventFd>,
         route_updates: usize,
-        doorbells: Vec<u64>,
+        /// Address and descriptor.
+        doorbells: Vec<(u64, RawFd)>,
         readable: Vec<(u32, u64)>,
+        refused: usize,
     }
 
     impl MockWiring {
@@ -86,7 +89,17 @@ pub(crate) mod mock {
         }
 
         pub(crate) fn doorbells(&self) -> Vec<u64> {
-            self.seen().doorbells.clone()
+            self.seen().doorbells.iter().map(|&(gpa, _)| gpa).collect()
+        }
+
+        /// Attaches a doorbell no test function knows of.
+        pub(crate) fn attach_for_another(&self, gpa: u64) -> bool {
+            EventFd::new(0).and_then(|event| self.attach_doorbell(gpa, &event)).is_ok()
+        }
+
+        /// Doorbells that were attached twice, or detached without being there.
+        pub(crate) fn refused(&self) -> usize {
+            self.seen().refused
         }
 
         pub(crate) fn readable(&self) -> Vec<(u32, u64)> {
@@ -107,13 +120,25 @@ pub(crate) mod mock {
             Ok(())
         }
 
-        fn attach_doorbell(&self, gpa: u64, _event: &EventFd) -> io::Result<()> {
-            self.seen().doorbells.push(gpa);
+        /// Two doorbells at one address are an error in KVM too.
+        fn attach_doorbell(&self, gpa: u64, event: &EventFd) -> io::Result<()> {
+            let mut seen = self.seen();
+            if seen.doorbells.iter().any(|&(at, _)| at == gpa) {
+                seen.refused += 1;
+                return Err(io::ErrorKind::AlreadyExists.into());
+            }
+            seen.doorbells.push((gpa, event.as_raw_fd()));
             Ok(())
         }
 
-        fn detach_doorbell(&self, gpa: u64, _event: &EventFd) -> io::Result<()> {
-            self.seen().doorbells.retain(|&at| at != gpa);
+        fn detach_doorbell(&self, gpa: u64, event: &EventFd) -> io::Result<()> {
+            let mut seen = self.seen();
+            let doorbell = (gpa, event.as_raw_fd());
+            let Some(at) = seen.doorbells.iter().position(|&other| other == doorbell) else {
+                seen.refused += 1;
+                return Err(io::ErrorKind::NotFound.into());
+            };
+            seen.doorbells.remove(at);
             Ok(())
         }
 

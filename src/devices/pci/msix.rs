@@ -128,13 +128,11 @@ impl Msix {
         }
     }
 
-    /// Back to power-on: disabled, every vector masked, nothing pending.
-    pub fn reset(&self) {
-        let mut state = self.lock();
-        state.control = 0;
+    /// Forgets interrupts held back by a mask: what caused them is gone, and a function must not send them late
+    /// (PCI 3.0 §6.8.3).
+    pub fn forget_pending(&self) {
+        let _state = self.lock();
         self.page.write(PBA_OFFSET, &[0; PAGE - PBA_OFFSET]);
-        self.mask_every_entry();
-        self.apply(&mut state);
     }
 
     /// Brings routes in line with the table, in one update, then delivers what was pending behind a mask.

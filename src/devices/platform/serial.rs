@@ -106,11 +106,12 @@ fn feed(port: &SerialPort, mut input: ConsoleInput, stop: &EventFd) {
     loop {
         let room = port.lock().fifo_capacity();
         let wait = if room == 0 { PollTimeout::from(FULL_FIFO_WAIT_MS) } else { PollTimeout::NONE };
-        let interest = if room == 0 { PollFlags::empty() } else { PollFlags::POLLIN };
         // SAFETY: `stop` is open for the whole call.
         let stop = unsafe { BorrowedFd::borrow_raw(stop.as_raw_fd()) };
-        let mut fds = [PollFd::new(stop, PollFlags::POLLIN), PollFd::new(input.as_fd(), interest)];
-        if poll(&mut fds, wait).is_err_and(|errno| errno != nix::errno::Errno::EINTR) {
+        let mut fds = [PollFd::new(stop, PollFlags::POLLIN), PollFd::new(input.as_fd(), PollFlags::POLLIN)];
+        // Without room the input is left out: one that hung up would end the wait at once, whatever the interest.
+        let waited = if room == 0 { &mut fds[..1] } else { &mut fds[..] };
+        if poll(waited, wait).is_err_and(|errno| errno != nix::errno::Errno::EINTR) {
             return;
         }
         let ready = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| !events.is_empty());

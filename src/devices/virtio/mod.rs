@@ -37,7 +37,8 @@ pub struct Kind {
     pub class: [u8; 2],
 }
 
-/// The guest broke the rules of a queue. The device stops and asks to be reset; nothing else happens.
+/// A device cannot go on, most often because the guest broke the rules of a queue. It stops and asks to be reset; nothing
+/// else happens.
 #[derive(Debug, thiserror::Error)]
 pub enum Fault {
     /// A ring index or address is impossible.
@@ -46,6 +47,9 @@ pub enum Fault {
     /// A descriptor chain does not have the shape this device needs.
     #[error("the guest sent a malformed descriptor chain: {0}")]
     Chain(&'static str),
+    /// The host has no thread or descriptor for it.
+    #[error("the host cannot run the device: {0}")]
+    Host(#[source] std::io::Error),
 }
 
 /// A host file descriptor that wakes a device's worker.

@@ -80,7 +80,7 @@ pub struct VirtioPci {
     msix_capability: usize,
     access_capability: usize,
     alarm: Alarm,
-    complaints: Complaints,
+    complaints: Arc<Complaints>,
     /// Whether a worker runs, readable without the lock.
     active: AtomicBool,
     /// Where BAR 0 answers, or 0: every vCPU looks here on every access to the window.
@@ -145,7 +145,7 @@ impl VirtioPci {
             msix_capability,
             access_capability,
             alarm: inner.common.alarm().clone(),
-            complaints: Complaints::default(),
+            complaints: Arc::default(),
             active: AtomicBool::new(false),
             bar: AtomicU64::new(0),
             inner: Mutex::new(inner),
@@ -162,30 +162,24 @@ impl VirtioPci {
     }
 
     fn start(&self, inner: &mut Inner) {
-        let on_fault = self.on_fault();
         self.device.lock().unwrap_or_else(PoisonError::into_inner).on_start(inner.common.accepted());
-        match self.collect_queues(&inner.common) {
-            Ok(queues) => match Worker::spawn(Arc::clone(&self.device), queues, on_fault) {
-                Ok(worker) => {
-                    inner.worker = Some(worker);
-                    self.active.store(true, Ordering::Relaxed);
-                }
-                Err(error) => {
-                    tracing::error!(device = self.kind.name, %error, "the device has no worker thread");
-                    let _ = self.alarm.raise();
-                }
-            },
-            Err(fault) => on_fault(fault),
+        let spawn =
+            |queues| Worker::spawn(Arc::clone(&self.device), queues, self.on_fault()).map_err(Fault::Host);
+        match self.collect_queues(&inner.common).and_then(spawn) {
+            Ok(worker) => {
+                inner.worker = Some(worker);
+                self.active.store(true, Ordering::Relaxed);
+            }
+            Err(fault) => self.on_fault()(fault),
         }
     }
 
-    /// What happens when the guest broke a queue. A worker calls it, so it takes no lock a vCPU may hold.
+    /// What happens when the device cannot go on. A worker calls it, so it takes no lock a vCPU may hold.
     fn on_fault(&self) -> OnFault {
-        let (name, alarm, isr, msix) =
-            (self.kind.name, self.alarm.clone(), Arc::clone(&self.isr), Arc::clone(&self.msix));
-        let speak = self.complaints.may_speak();
+        let (name, complaints) = (self.kind.name, Arc::clone(&self.complaints));
+        let (alarm, isr, msix) = (self.alarm.clone(), Arc::clone(&self.isr), Arc::clone(&self.msix));
         Box::new(move |fault| {
-            if speak {
+            if complaints.may_speak() {
                 tracing::warn!(device = name, %fault, "the device stopped and waits to be reset");
             }
             let vector = alarm.raise();
@@ -203,6 +197,7 @@ impl VirtioPci {
             let _ = doorbell.read();
         }
         self.isr.store(0, Ordering::Relaxed);
+        self.msix.forget_pending();
         inner.common.reset();
     }
 
@@ -219,8 +214,7 @@ impl VirtioPci {
                 isr: Arc::clone(&self.isr),
                 cause: ISR_QUEUE,
             };
-            let doorbell =
-                doorbell.try_clone().map_err(|_| Fault::Chain("the host has no file descriptor left"))?;
+            let doorbell = doorbell.try_clone().map_err(Fault::Host)?;
             Ok(Some(DeviceQueue::new(queue, self.memory.clone(), interrupt, doorbell)))
         };
         common.queues().iter().zip(&self.doorbells).map(collect).collect::<Result<_, _>>().map(Queues)
@@ -258,12 +252,12 @@ impl VirtioPci {
         inner.wired = wanted;
     }
 
-    fn read_bar(&self, offset: usize, data: &mut [u8]) {
+    fn read_bar(&self, offset: usize, data: &mut [u8], isr: impl FnOnce(&AtomicU8) -> u8) {
         match offset / PAGE {
             ISR_PAGE => {
                 data.fill(0);
-                if offset.is_multiple_of(PAGE) {
-                    data[0] = self.isr.swap(0, Ordering::Relaxed);
+                if let Some(first) = data.first_mut().filter(|_| offset.is_multiple_of(PAGE)) {
+                    *first = isr(&self.isr);
                 }
             }
             DOORBELL_PAGE => data.fill(0),
@@ -291,7 +285,8 @@ impl VirtioPci {
     }
 
     /// The PCI configuration access capability (virtio 1.2 §4.1.4.9): a window of 1, 2 or 4 bytes into the BAR for code
-    /// that cannot reach it otherwise. Its data is refreshed by every configuration write.
+    /// that cannot reach it otherwise. Its data is refreshed by every write to the capability, because reading it does not
+    /// trap; so it shows the ISR status without clearing it.
     fn serve_access_window(&self, inner: &mut Inner, written: std::ops::Range<usize>) {
         let page = inner.config.page().clone();
         let at = self.access_capability;
@@ -305,7 +300,7 @@ impl VirtioPci {
             page.read(window, &mut data);
             self.write_bar(inner, offset, &data[..len]);
         }
-        self.read_bar(offset, &mut data[..len]);
+        self.read_bar(offset, &mut data[..len], |isr| isr.load(Ordering::Relaxed));
         page.write(window, &data[..len]);
     }
 }
@@ -331,7 +326,7 @@ impl PciFunction for VirtioPci {
     }
 
     fn bar_read(&self, offset: u64, data: &mut [u8]) {
-        self.read_bar(offset as usize, data);
+        self.read_bar(offset as usize, data, |isr| isr.swap(0, Ordering::Relaxed));
     }
 
     fn bar_write(&self, offset: u64, data: &[u8]) {
@@ -407,3 +402,6 @@ fn ring(setup: &QueueSetup, event_idx: bool, memory: &GuestMemoryMmap) -> Result
     queue.set_ready(true);
     if queue.is_valid(memory) { Ok(queue) } else { Err(Fault::Chain("a ring lies outside guest memory")) }
 }
+
+#[cfg(test)]
+mod tests;

@@ -79,6 +79,9 @@ impl VirtioDevice for Console {
                 }
             }
         }
+        if self.pending.is_empty() {
+            return Ok(Listen::Yes);
+        }
         let Some(queue) = queues.get(RECEIVE) else { return Ok(Listen::Later) };
         while !self.pending.is_empty() {
             let mut taken = 0;
@@ -131,3 +134,6 @@ fn receive(
         Ok(len) => Ok(len),
     }
 }
+
+#[cfg(test)]
+mod tests;

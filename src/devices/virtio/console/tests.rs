@@ -1,0 +1,143 @@
+//! The console between a driver's rings and two pipes.
+
+use std::io::Read as _;
+use std::os::fd::OwnedFd;
+
+use nix::unistd::{pipe, write};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::*;
+use crate::devices::virtio::testing::{DATA, Driver, HOLE, guest_ram, open_msix, readable, writable};
+
+struct Fixture {
+    memory: GuestMemoryMmap,
+    receive: Driver,
+    transmit: Driver,
+    queues: Queues,
+    console: Console,
+    /// What the host types.
+    keyboard: Option<OwnedFd>,
+    screen: std::fs::File,
+}
+
+fn fixture() -> Fixture {
+    let (memory, (_, msix)) = (guest_ram(), open_msix(2));
+    let (screen, output) = pipe().unwrap();
+    let (input, keyboard) = pipe().unwrap();
+    let log = Arc::new(ConsoleLog::new(output, |_| {}).unwrap());
+    let console = Console::new(log, Some(ConsoleInput::new(input)));
+    let (receive, transmit) = (Driver::new(&memory, 0, 64), Driver::new(&memory, 1, 64));
+    let queues = Queues(vec![Some(receive.device(true, &msix)), Some(transmit.device(true, &msix))]);
+    Fixture { memory, receive, transmit, queues, console, keyboard: Some(keyboard), screen: screen.into() }
+}
+
+impl Fixture {
+    fn type_in(&self, text: &[u8]) {
+        write(self.keyboard.as_ref().unwrap(), text).unwrap();
+    }
+
+    fn on_host(&mut self) -> Listen {
+        self.console.on_host(&mut self.queues).unwrap()
+    }
+
+    fn bytes(&self, address: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.memory.read_slice(&mut bytes, GuestAddress(address)).unwrap();
+        bytes
+    }
+}
+
+#[test]
+fn output_goes_to_the_screen_from_scattered_buffers() {
+    let mut test = fixture();
+    test.memory.write_slice(b"hello, world\n", GuestAddress(DATA)).unwrap();
+    test.transmit.offer(&[readable(DATA, 7), readable(DATA + 7, 0), readable(DATA + 7, 6)]);
+    test.transmit.offer(&[readable(DATA, 5)]);
+    test.console.on_queue(&mut test.queues, TRANSMIT).unwrap();
+    let mut shown = [0; 18];
+    test.screen.read_exact(&mut shown).unwrap();
+    assert_eq!(&shown, b"hello, world\nhello");
+    assert_eq!(test.transmit.used(), [(0, 0), (3, 0)], "nothing is written to a transmit buffer");
+    assert_eq!(test.console.counters()()["bytes_out"], 18);
+}
+
+#[test]
+fn input_fills_the_buffers_there_are() {
+    let mut test = fixture();
+    for index in 0..3 {
+        test.receive.offer(&[writable(DATA + index * 16, 4)]);
+    }
+    test.type_in(b"0123456789");
+    assert_eq!(test.on_host(), Listen::Yes);
+    assert_eq!(test.receive.used(), [(0, 4), (1, 4), (2, 2)]);
+    assert_eq!(test.bytes(DATA, 4), b"0123");
+    assert_eq!(test.bytes(DATA + 32, 2), b"89");
+}
+
+#[test]
+fn input_without_buffers_waits_for_them_and_asks_for_the_doorbell() {
+    let mut test = fixture();
+    test.receive.offer(&[writable(DATA, 4)]);
+    test.type_in(b"0123456789");
+    assert_eq!(test.on_host(), Listen::Later);
+    assert_eq!(test.receive.avail_event(), 1, "the next buffer rings");
+    assert!(test.console.host_source().unwrap().pending, "for a worker that starts after a reset");
+    test.receive.offer(&[writable(DATA + 16, 64)]);
+    assert_eq!(test.on_host(), Listen::Yes);
+    assert_eq!(test.receive.used(), [(0, 4), (1, 6)]);
+    assert_eq!(test.bytes(DATA + 16, 6), b"456789");
+    assert_eq!(test.console.counters()()["bytes_in"], 10);
+}
+
+#[test]
+fn the_end_of_input_comes_after_the_last_of_it() {
+    let mut test = fixture();
+    test.type_in(b"bye");
+    test.keyboard = None;
+    assert_eq!(test.on_host(), Listen::Later);
+    assert_eq!(test.on_host(), Listen::Later);
+    test.receive.offer(&[writable(DATA, 64)]);
+    assert_eq!(test.on_host(), Listen::Yes);
+    assert_eq!(test.bytes(DATA, 3), b"bye");
+    assert_eq!(test.on_host(), Listen::No);
+    assert_eq!(test.console.host_source(), None);
+    assert_eq!(test.on_host(), Listen::No);
+}
+
+#[test]
+fn a_console_that_is_asked_without_input_does_not_wait_for_it() {
+    let mut test = fixture();
+    assert_eq!(test.on_host(), Listen::Yes);
+    test.queues.0[RECEIVE] = None;
+    assert_eq!(test.on_host(), Listen::Yes);
+    test.type_in(b"x");
+    assert_eq!(test.on_host(), Listen::Later, "a driver without a receive queue");
+    assert_eq!(test.on_host(), Listen::Later);
+}
+
+#[test]
+fn what_is_no_console_buffer_is_a_fault() {
+    // Queue, chain.
+    for (index, chain) in [
+        (TRANSMIT, vec![readable(HOLE - 4, 8)]),
+        (TRANSMIT, vec![readable(HOLE, 1)]),
+        (TRANSMIT, vec![readable(u64::MAX, 2)]),
+        (TRANSMIT, vec![readable(DATA, MAX_OUTPUT_BYTES as u32), readable(0, 1)]),
+        (RECEIVE, vec![readable(DATA, 64)]),
+        (RECEIVE, vec![writable(DATA, 0)]),
+        (RECEIVE, vec![writable(HOLE - 4, 8)]),
+    ] {
+        let mut test = fixture();
+        test.type_in(b"x");
+        let result = if index == TRANSMIT {
+            test.transmit.offer(&chain);
+            test.console.on_queue(&mut test.queues, TRANSMIT)
+        } else {
+            test.receive.offer(&chain);
+            test.console.on_host(&mut test.queues).map(drop)
+        };
+        assert!(result.is_err(), "{chain:x?}");
+        assert_eq!(test.console.counters()()["bytes_out"], 0);
+        assert_eq!([test.transmit.used(), test.receive.used()], [[], []]);
+    }
+}

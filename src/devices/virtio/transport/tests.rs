@@ -1,0 +1,205 @@
+//! A driver's view of a function: configuration space, the BAR, and what it sets in motion.
+
+mod broken;
+mod fixture;
+
+use self::fixture::{BAR, Function, MOVED, SLOT, Told};
+use crate::devices::registers::PAGE;
+use crate::devices::virtio::testing::{DATA, readable, writable};
+use crate::devices::virtio::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1};
+
+const PAGE_BYTES: u64 = PAGE as u64;
+
+#[test]
+fn the_capability_list_is_what_a_driver_looks_for() {
+    let function = Function::new();
+    assert_eq!(function.config_u32(0), 0x107f_1af4, "vendor, and 0x1040 + the device type");
+    assert_eq!(function.config(8, 1), [1], "a modern device's revision");
+    let capabilities = function.capabilities();
+    let ids: Vec<u8> = capabilities.iter().map(|&at| function.config(at, 1)[0]).collect();
+    assert_eq!(ids, [9, 9, 9, 9, 9, 0x11]);
+    let windows: Vec<_> = [1, 2, 3, 4].map(|kind| function.virtio_capability(kind)).to_vec();
+    for window in &windows {
+        assert_eq!(window.bar, 0);
+        assert!(window.len > 0 && window.offset + window.len <= 4 * PAGE_BYTES as u32, "{window:x?}");
+        let apart = |other: &fixture::Window| {
+            other.offset + other.len <= window.offset || window.offset + window.len <= other.offset
+        };
+        assert_eq!(windows.iter().filter(|&other| !apart(other)).count(), 1, "overlap: {windows:x?}");
+    }
+    let [common, notify, isr, device] = windows[..] else { unreachable!() };
+    assert!(common.len >= 56 && common.offset.is_multiple_of(4));
+    assert!(notify.offset.is_multiple_of(2) && notify.len >= 2 * 4, "two doorbells");
+    assert!(isr.len >= 1);
+    assert!(device.offset.is_multiple_of(4));
+    assert_eq!(function.config_u32(notify.at + 16), 4, "notify_off_multiplier");
+    let msix = capabilities[5];
+    assert_eq!(function.config_u32(msix) >> 16, 2, "three vectors, none enabled");
+    let (table, pending) = (function.config_u32(msix + 4), function.config_u32(msix + 8));
+    assert!(table + 3 * 16 <= pending && u64::from(pending) < 4 * PAGE_BYTES);
+}
+
+#[test]
+fn features_and_the_device_configuration_are_read_through_the_bar() {
+    let function = Function::new();
+    function.decode(true);
+    let mut features = 0;
+    for half in [0_u32, 1] {
+        function.write(0, &half.to_le_bytes());
+        features |= u64::from(function.read_u32(4)) << (32 * half);
+    }
+    assert_eq!(features, F_VERSION_1 | F_EVENT_IDX | F_INDIRECT_DESC | fixture::FEATURE, "no RING_RESET");
+    assert_eq!(function.read(18, 2), [2, 0], "two queues");
+    let config = function.virtio_capability(4).offset;
+    assert_eq!(function.read(config.into(), 8), [1, 2, 3, 4, 0, 0, 0, 0]);
+    function.write(config.into(), &[0xff; 4]);
+    assert_eq!(function.read(config.into(), 4), [1, 2, 3, 4], "the driver cannot change it");
+    assert_eq!(function.read(21, 1), [0], "nor does it ever change by itself");
+}
+
+#[test]
+fn a_driver_brings_a_queue_up_and_is_interrupted() {
+    let mut function = Function::new();
+    function.decode(true);
+    function.bring_up();
+    assert_eq!(function.told(), Told::Started(F_VERSION_1 | F_EVENT_IDX | fixture::FEATURE));
+    assert_eq!(function.read(20, 1), [0xf]);
+    function.drivers[1].offer(&[readable(DATA, 4), writable(DATA, 4)]);
+    function.ring(1);
+    assert_eq!(function.told(), Told::Served(1));
+    assert_eq!(function.drivers[1].used(), [(0, 4)]);
+    assert_eq!([0, 1, 2].map(|vector| function.wiring.raised(vector)), [0, 0, 1]);
+    assert_eq!(function.state(), "active");
+}
+
+#[test]
+fn the_isr_status_is_cleared_by_reading_it() {
+    let mut function = Function::new();
+    function.decode(true);
+    function.bring_up();
+    function.told();
+    function.drivers[0].offer(&[writable(DATA, 4)]);
+    function.ring(0);
+    function.told();
+    let isr = u64::from(function.virtio_capability(3).offset);
+    assert_eq!(function.read(isr, 1), [1]);
+    assert_eq!(function.read(isr, 1), [0]);
+}
+
+#[test]
+fn doorbells_and_readable_pages_follow_the_bar() {
+    let function = Function::new();
+    assert_eq!((function.wiring.doorbells(), function.wiring.readable()), (vec![], vec![]));
+    function.decode(true);
+    assert_eq!(function.wiring.readable(), [(SLOT, BAR)]);
+    assert_eq!(function.wiring.doorbells(), vec![0_u64; 0], "nobody listens yet");
+    function.bring_up();
+    let doorbells = |bar: u64| vec![bar + 3 * PAGE_BYTES, bar + 3 * PAGE_BYTES + 4];
+    assert_eq!(function.wiring.doorbells(), doorbells(BAR));
+    function.decode(false);
+    assert_eq!((function.wiring.doorbells(), function.wiring.readable()), (vec![], vec![]));
+    function.move_bar(MOVED);
+    function.decode(true);
+    assert_eq!(function.wiring.doorbells(), doorbells(MOVED));
+    assert_eq!(function.wiring.readable(), [(SLOT, MOVED)]);
+    function.move_bar(BAR);
+    assert_eq!(function.wiring.doorbells(), doorbells(BAR), "moved while it decodes");
+    function.write(20, &[0]);
+    assert_eq!(function.wiring.doorbells(), vec![0_u64; 0], "a reset device has no doorbell");
+    assert_eq!(function.wiring.readable(), [(SLOT, BAR)]);
+    assert_eq!(function.wiring.refused(), 0);
+}
+
+#[test]
+fn a_thousand_resets_cost_nothing() {
+    let mut function = Function::new();
+    function.decode(true);
+    let open_descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let before = open_descriptors();
+    for _ in 0..1000 {
+        function.bring_up();
+        assert!(matches!(function.told(), Told::Started(_)));
+        function.drivers[0].offer(&[writable(DATA, 4)]);
+        function.ring(0);
+        assert_eq!(function.told(), Told::Served(0));
+        function.write(20, &[0]);
+        assert_eq!(function.told(), Told::Stopped);
+        function.new_rings();
+    }
+    // Other tests open descriptors too, but not one per round.
+    assert!(open_descriptors() < before + 500);
+    assert_eq!((function.wiring.refused(), function.wiring.raised(1)), (0, 1000));
+}
+
+#[test]
+fn a_masked_interrupt_waits_for_the_mask_and_dies_with_a_reset() {
+    let mut function = Function::new();
+    function.decode(true);
+    function.bring_up();
+    function.told();
+    let mask = |function: &Function, on: u8| function.write(PAGE_BYTES + 16 + 12, &[on, 0, 0, 0]);
+    for reset in [false, true] {
+        mask(&function, 1);
+        function.drivers[0].offer(&[writable(DATA, 4)]);
+        function.ring(0);
+        assert_eq!(function.told(), Told::Served(0));
+        assert_eq!((function.wiring.raised(1), function.read(PAGE_BYTES + PAGE_BYTES / 2, 1)), (0, vec![2]));
+        if reset {
+            function.write(20, &[0]);
+        }
+        mask(&function, 0);
+        assert_eq!(function.wiring.raised(1), u64::from(!reset));
+        assert_eq!(function.read(PAGE_BYTES + PAGE_BYTES / 2, 1), [0]);
+        function.drivers[0].set_used_event(1);
+    }
+}
+
+#[test]
+fn the_bar_is_reached_through_configuration_space() {
+    let function = Function::new();
+    let access = function.virtio_capability(5).at;
+    let aim = |offset: u32, len: u32| {
+        function.config_write(access + 4, &[0]);
+        function.config_write(access + 8, &offset.to_le_bytes());
+        function.config_write(access + 12, &len.to_le_bytes());
+    };
+    aim(18, 2);
+    assert_eq!(function.config(access + 16, 2), [2, 0], "two queues, while the BAR decodes nothing");
+    aim(20, 1);
+    function.config_write(access + 16, &[1]);
+    function.config_write(access + 16, &[3]);
+    assert_eq!(function.config(access + 16, 1), [3], "the device status");
+    aim(8, 4);
+    function.config_write(access + 16, &1_u32.to_le_bytes());
+    aim(12, 4);
+    function.config_write(access + 16, &1_u32.to_le_bytes());
+    assert_eq!(function.config(access + 16, 4), [1, 0, 0, 0], "VERSION_1");
+
+    let before = function.config(access + 16, 4);
+    for (offset, len) in [(0, 0), (0, 3), (1, 2), (2, 4), (0, 8), (0, u32::MAX)] {
+        aim(offset, len);
+        function.config_write(access + 16, &[0; 4]);
+    }
+    aim(u32::MAX - 3, 4);
+    function.config_write(access + 16, &[0; 4]);
+    assert_eq!(function.config(access + 16, 4), [0xff; 4], "beyond the BAR");
+    aim(12, 4);
+    assert_eq!(function.config(access + 16, 4), before, "nothing of that reached the device");
+}
+
+#[test]
+fn aiming_the_access_window_at_the_isr_status_does_not_clear_it() {
+    let mut function = Function::new();
+    function.decode(true);
+    function.bring_up();
+    function.told();
+    function.drivers[0].offer(&[writable(DATA, 4)]);
+    function.ring(0);
+    function.told();
+    let (access, isr) = (function.virtio_capability(5).at, function.virtio_capability(3).offset);
+    function.config_write(access + 12, &1_u32.to_le_bytes());
+    function.config_write(access + 8, &isr.to_le_bytes());
+    function.config_write(access + 12, &1_u32.to_le_bytes());
+    assert_eq!(function.config(access + 16, 1), [1]);
+    assert_eq!(function.read(isr.into(), 1), [1], "it is for the driver to read");
+}
