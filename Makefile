@@ -102,7 +102,10 @@ test-guest: assets node
 	cargo test --profile quick --features guest-tests --test guest -- --test-threads=1 --nocapture
 
 .PHONY: bench
-bench: assets node
+bench: binaries build node
+	@$(MAKE) packages PACKAGES='as:binutils qemu-system-x86_64:qemu-system-x86'
+	@$(MAKE) $(ASSETS)/debian-6.1/initramfs.cpio $(ASSETS)/nestling/initramfs.cpio
+	$(call say,'what Nestling costs')
 	@tests/bench.sh
 
 .PHONY: lint

@@ -92,8 +92,7 @@ impl Machine {
     pub fn with_console(plan: &MachinePlan, console_io: ConsoleIo) -> Result<Self, MachineError> {
         let mib = plan.memory_bytes >> 20;
         let ram = GuestRam::new(plan.memory_bytes).map_err(|source| MachineError::Memory { mib, source })?;
-        let entry = load(plan, &ram)?;
-        let hypervisor = Hypervisor::new(&ram)?;
+        let (entry, hypervisor) = load_beside_kvm(plan, &ram)?;
         if usize::from(plan.cpus) > hypervisor.max_vcpus() {
             return Err(MachineError::TooManyVcpus { asked: plan.cpus, limit: hypervisor.max_vcpus() });
         }
@@ -200,6 +199,21 @@ impl VcpuSlot {
             kvm_exits_total: self.statistic.as_ref().and_then(ExitStatistic::read),
         }
     }
+}
+
+/// Loads the guest's images while KVM makes the VM: KVM_CREATE_VM sleeps for milliseconds (on kernels before 6.14 it waits
+/// for a grace period of RCU), and reading a kernel takes as long.
+fn load_beside_kvm(plan: &MachinePlan, ram: &GuestRam) -> Result<(EntryPoint, Hypervisor), MachineError> {
+    std::thread::scope(|threads| {
+        let creating = std::thread::Builder::new()
+            .name("create-vm".into())
+            .spawn_scoped(threads, || Hypervisor::new(ram))
+            .map_err(resource("there is no thread to create the VM"))?;
+        let entry = load(plan, ram);
+        let hypervisor = creating.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        // The user's mistake comes before KVM's refusal.
+        Ok((entry?, hypervisor?))
+    })
 }
 
 /// Puts kernel, initrd, command line and tables into RAM.
