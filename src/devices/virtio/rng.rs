@@ -70,3 +70,45 @@ fn getrandom(buffer: &mut [u8]) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::virtio::testing::{DATA, Driver, HOLE, guest_ram, open_msix, readable, writable};
+    use vm_memory::{Bytes, GuestAddress};
+
+    #[test]
+    fn buffers_are_filled_with_different_bytes_and_no_more() {
+        let (memory, (_, msix)) = (guest_ram(), open_msix(1));
+        let mut driver = Driver::new(&memory, 0, 64);
+        let mut queues = Queues(vec![Some(driver.device(true, &msix))]);
+        let mut rng = Rng::default();
+        driver.offer(&[writable(DATA, 32), readable(DATA + 100, 8), writable(DATA + 40, 1500)]);
+        driver.offer(&[writable(DATA + 0x1000, 32)]);
+        driver.offer(&[readable(DATA + 0x2000, 32)]);
+        driver.offer(&[writable(DATA + 0x1_0000, (MAX_REQUEST_BYTES + 512) as u32)]);
+        rng.on_queue(&mut queues, 0).unwrap();
+        assert_eq!(driver.used(), [(0, 1532), (3, 32), (4, 0), (5, MAX_REQUEST_BYTES as u32)]);
+        let bytes = |address: u64, len: usize| {
+            let mut bytes = vec![0; len];
+            memory.read_slice(&mut bytes, GuestAddress(address)).unwrap();
+            bytes
+        };
+        assert_ne!(bytes(DATA, 32), bytes(DATA + 0x1000, 32));
+        assert_eq!(bytes(DATA + 32, 8), [0; 8], "between two buffers");
+        assert_ne!(bytes(DATA + 40 + 1468, 32), [0; 32], "to the very end");
+        assert_eq!(bytes(DATA + 0x2000, 32), [0; 32], "a buffer to read from");
+        assert_eq!(bytes(DATA + 0x1_0000 + MAX_REQUEST_BYTES as u64, 512), [0; 512], "bounded");
+        assert_eq!(rng.counters()()["bytes"], 1532 + 32 + MAX_REQUEST_BYTES as u64);
+    }
+
+    #[test]
+    fn a_buffer_outside_memory_is_a_fault() {
+        let (memory, (_, msix)) = (guest_ram(), open_msix(1));
+        let mut driver = Driver::new(&memory, 0, 64);
+        let mut queues = Queues(vec![Some(driver.device(true, &msix))]);
+        driver.offer(&[writable(HOLE - 8, 16)]);
+        assert!(Rng::default().on_queue(&mut queues, 0).is_err());
+        assert_eq!(memory.read_obj::<u64>(GuestAddress(HOLE - 8)).unwrap(), 0);
+    }
+}
