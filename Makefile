@@ -94,12 +94,16 @@ test-here: packages
 	cargo test --workspace --exclude nestling-node
 	cargo test -p nestling-node --bins
 
-# Linux guests on VT-x.
+# Linux guests, and the bare-metal ones once more, on VT-x. Bochs takes no interrupt from a guest that spins with its own
+# switched off, so that one test runs on this machine's /dev/kvm alone.
 .PHONY: test-guest
 test-guest: assets node
-	$(call say,'Linux guests on VT-x')
-	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(NODE) runner" \
-	cargo test --profile quick --features guest-tests --test guest -- --test-threads=1 --nocapture
+	@cargo build --profile payload -p nestling-payload --features freestanding --target-dir target/payload
+	@cp -u target/payload/x86_64-unknown-linux-gnu/payload/nestling-payload $(ASSETS)/bin/
+	$(call say,'guests on VT-x')
+	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(NODE) runner" NESTLING_PAYLOAD=$(ASSETS)/bin/nestling-payload \
+	cargo test --profile quick --features guest-tests --test guest --test payload -- \
+	  --test-threads=1 --nocapture --skip a_guest_that_never_exits_is_stopped
 
 .PHONY: bench
 bench: binaries build node

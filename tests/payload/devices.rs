@@ -95,6 +95,17 @@ fn the_virtio_console_takes_input_and_gives_output() {
 }
 
 #[test]
+fn console_input_may_be_a_file() {
+    let mut script = tempfile::tempfile().unwrap();
+    let long = "x".repeat(3000);
+    write!(script, "first\n{long}\nend\n").unwrap();
+    std::io::Seek::rewind(&mut script).unwrap();
+    let outcome = Guest::new("console-echo").virtio_console(Some(script.into())).run();
+    assert_eq!(outcome.values("got").last(), Some(&"end"));
+    assert_eq!(outcome.device("virtio-console", 0).counters["bytes_in"], 3011);
+}
+
+#[test]
 fn console_input_that_came_early_and_ended_is_not_lost() {
     let (reader, writer) = nix::unistd::pipe().unwrap();
     std::fs::File::from(writer).write_all(b"first\nend\n").unwrap();

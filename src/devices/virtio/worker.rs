@@ -84,8 +84,19 @@ impl Worker {
 struct Reactor {
     epoll: Epoll,
     stop: EventFd,
-    host: Option<RawFd>,
+    host: Host,
     listen: Listen,
+}
+
+/// How the device's host source tells that it can be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Host {
+    /// There is none.
+    None,
+    /// Epoll says so.
+    Polled(RawFd),
+    /// Always: epoll refuses regular files and /dev/null, because they never make anybody wait.
+    AlwaysReady,
 }
 
 impl Reactor {
@@ -101,10 +112,13 @@ impl Reactor {
             }
         }
         let source = device.lock().unwrap_or_else(PoisonError::into_inner).host_source();
-        // A source that epoll refuses (a regular file, /dev/null) has nothing to wait for.
-        let source = source.filter(|source| add(source.fd, Token::Host).is_ok());
-        let listen = if source.is_some() { Listen::Yes } else { Listen::No };
-        let mut reactor = Self { epoll, stop, host: source.map(|source| source.fd), listen };
+        let host = match source {
+            None => Host::None,
+            Some(source) if add(source.fd, Token::Host).is_ok() => Host::Polled(source.fd),
+            Some(_) => Host::AlwaysReady,
+        };
+        let listen = if host == Host::None { Listen::No } else { Listen::Yes };
+        let mut reactor = Self { epoll, stop, host, listen };
         if source.is_some_and(|source| source.pending) {
             reactor.listen_to_host(Listen::Later);
         }
@@ -125,7 +139,8 @@ impl Reactor {
             self.serve_host(&mut *device.lock().unwrap_or_else(PoisonError::into_inner), queues)?;
         }
         loop {
-            let ready = match self.epoll.wait(-1, &mut events) {
+            let host_is_ready = self.host == Host::AlwaysReady && self.listen == Listen::Yes;
+            let ready = match self.epoll.wait(if host_is_ready { 0 } else { -1 }, &mut events) {
                 Ok(count) => &events[..count],
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => {
@@ -134,6 +149,9 @@ impl Reactor {
                 }
             };
             let mut device = device.lock().unwrap_or_else(PoisonError::into_inner);
+            if host_is_ready {
+                self.serve_host(&mut *device, queues)?;
+            }
             for event in ready {
                 match Token::decode(event.data()) {
                     Token::Stop => return Ok(()),
@@ -165,7 +183,7 @@ impl Reactor {
         };
         self.listen = listen;
         let event = EpollEvent::new(EventSet::IN, Token::Host.encode());
-        if let (Some(operation), Some(fd)) = (operation, self.host)
+        if let (Some(operation), Host::Polled(fd)) = (operation, self.host)
             && let Err(error) = self.epoll.ctl(operation, fd, event)
         {
             tracing::warn!(%error, "a device's host descriptor cannot be waited for any more");
