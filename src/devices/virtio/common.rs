@@ -213,13 +213,13 @@ impl CommonConfig {
                 _ => {}
             },
             QUEUE_DESC..QUEUE_DRIVER if offset.is_multiple_of(4) => {
-                self.set_up_queue(|queue| queue.desc = half(queue.desc, offset - QUEUE_DESC));
+                self.set_up_queue(|queue| queue.desc = half(queue.desc, offset % 8));
             }
             QUEUE_DRIVER..QUEUE_DEVICE if offset.is_multiple_of(4) => {
-                self.set_up_queue(|queue| queue.driver = half(queue.driver, offset - QUEUE_DRIVER));
+                self.set_up_queue(|queue| queue.driver = half(queue.driver, offset % 8));
             }
             QUEUE_DEVICE..56 if offset.is_multiple_of(4) => {
-                self.set_up_queue(|queue| queue.device = half(queue.device, offset - QUEUE_DEVICE));
+                self.set_up_queue(|queue| queue.device = half(queue.device, offset % 8));
             }
             _ => {}
         }

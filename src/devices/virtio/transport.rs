@@ -93,7 +93,7 @@ impl VirtioPci {
         let (kind, queue_sizes) = (guard.kind(), guard.queue_sizes());
         let registers = RegisterPages::new(ISR_PAGE)?;
         registers.write(DEVICE_CONFIG, &guard.config());
-        let vectors = queue_sizes.len() as u16 + 1;
+        let vectors = (queue_sizes.len() as u16).saturating_add(1);
         let msix = Arc::new(Msix::new(registers.slice(MSIX_PAGE, 1), vectors, Arc::clone(&wiring))?);
         let common = CommonConfig::new(registers.slice(0, 1), guard.features(), queue_sizes, vectors);
         let doorbells = queue_sizes
@@ -105,7 +105,7 @@ impl VirtioPci {
 
         let mut config = ConfigSpace::new(config_page, identity(kind));
         config.set_bar(bar, BAR_SIZE);
-        let access_capability = add_virtio_capabilities(&mut config, queue_sizes.len() as u32);
+        let access_capability = add_virtio_capabilities(&mut config, queue_sizes.len());
         let (body, writable) = msix.capability(MSIX_PAGE as u32);
         let msix_capability = config.add_capability(msix::CAPABILITY_ID, &body, &writable);
 
@@ -223,7 +223,7 @@ impl VirtioPci {
             },
             MSIX_PAGE => self.msix.write_table(register, data),
             DOORBELL_PAGE => {
-                if let Some(doorbell) = self.doorbells.get(register / DOORBELL_STRIDE as usize) {
+                if let Some(doorbell) = self.doorbells.get(register / DOORBELL_STRIDE) {
                     let _ = doorbell.write(1);
                 }
             }
@@ -237,10 +237,11 @@ impl PciFunction for VirtioPci {
     fn config_write(&self, offset: usize, data: &[u8]) {
         let mut inner = self.lock();
         inner.config.write(offset, data);
-        let written = offset..offset + data.len();
-        let touches = |start: usize, len: usize| written.start < start + len && start < written.end;
+        let written = offset..offset.saturating_add(data.len());
+        let touches =
+            |start: usize, len: usize| written.start < start.saturating_add(len) && start < written.end;
         if touches(self.msix_capability, 12) {
-            self.msix.set_control(inner.config.page().u16(self.msix_capability + 2));
+            self.msix.set_control(inner.config.page().u16(self.msix_capability.saturating_add(2)));
         }
         if touches(self.access_capability, 20) {
             self.serve_access_window(&mut inner, written);

@@ -1,5 +1,7 @@
 //! What is where in a function's BAR, and the capabilities that say so (virtio 1.2 §4.1.4).
 
+#![allow(clippy::arithmetic_side_effects, reason = "a device's own layout: no guest's number is here")]
+
 use crate::devices::pci::config::{ConfigSpace, Identity};
 use crate::devices::registers::PAGE;
 use crate::devices::virtio::{Kind, common};
@@ -14,7 +16,7 @@ pub(super) const READABLE_PAGES: usize = 2;
 /// Where the device configuration starts.
 pub(super) const DEVICE_CONFIG: usize = PAGE / 2;
 /// Distance of two queues' doorbells.
-pub(super) const DOORBELL_STRIDE: u32 = 4;
+pub(super) const DOORBELL_STRIDE: usize = 4;
 
 const VENDOR: u16 = 0x1af4;
 /// PCI device id of virtio device type 0 (virtio 1.2 §4.1.2).
@@ -25,6 +27,11 @@ const CAP_NOTIFY: u8 = 2;
 const CAP_ISR: u8 = 3;
 const CAP_DEVICE: u8 = 4;
 const CAP_PCI_ACCESS: u8 = 5;
+
+/// Where in the BAR the doorbell of queue `index` is.
+pub(super) fn doorbell(index: usize) -> u64 {
+    (DOORBELL_PAGE * PAGE + index * DOORBELL_STRIDE) as u64
+}
 
 /// What the function says it is.
 pub(super) fn identity(kind: Kind) -> Identity {
@@ -39,7 +46,7 @@ pub(super) fn identity(kind: Kind) -> Identity {
 }
 
 /// Adds the five virtio capabilities (virtio 1.2 §4.1.4) and returns where the PCI access one is.
-pub(super) fn add_virtio_capabilities(config: &mut ConfigSpace, queues: u32) -> usize {
+pub(super) fn add_virtio_capabilities(config: &mut ConfigSpace, queues: usize) -> usize {
     // Body after id and next: length, type, bar, id, two bytes of padding, offset, length, and what a type adds.
     let body = |kind: u8, offset: usize, len: usize, extra: &[u8]| {
         let mut body = vec![16 + extra.len() as u8, kind, 0, 0, 0, 0];
@@ -51,8 +58,8 @@ pub(super) fn add_virtio_capabilities(config: &mut ConfigSpace, queues: u32) -> 
     let doorbells = body(
         CAP_NOTIFY,
         DOORBELL_PAGE * PAGE,
-        (queues * DOORBELL_STRIDE) as usize,
-        &DOORBELL_STRIDE.to_le_bytes(),
+        queues * DOORBELL_STRIDE,
+        &(DOORBELL_STRIDE as u32).to_le_bytes(),
     );
     config.add_capability(VENDOR_CAPABILITY, &body(CAP_COMMON, 0, common::LENGTH, &[]), &[]);
     config.add_capability(VENDOR_CAPABILITY, &doorbells, &[]);

@@ -9,6 +9,10 @@ impl VirtioPci {
     /// The PCI configuration access capability (virtio 1.2 §4.1.4.9): a window of 1, 2 or 4 bytes into the BAR for code
     /// that cannot reach it otherwise. Its data is refreshed by every write to the capability, because reading it does not
     /// trap; so it shows the ISR status without clearing it.
+    #[allow(
+        clippy::arithmetic_side_effects,
+        reason = "offsets in the configuration page, which the device laid out"
+    )]
     pub(super) fn serve_access_window(&self, inner: &mut Inner, written: Range<usize>) {
         let page = inner.config.page().clone();
         let at = self.access_capability;
@@ -17,12 +21,13 @@ impl VirtioPci {
             return;
         }
         let window = at + 16;
-        let mut data = [0; 4];
+        let mut bytes = [0; 4];
+        page.read(window, &mut bytes);
+        let Some(data) = bytes.get_mut(..len) else { return };
         if written.start < window + 4 && window < written.end {
-            page.read(window, &mut data);
-            self.write_bar(inner, offset, &data[..len]);
+            self.write_bar(inner, offset, data);
         }
-        self.read_bar(offset, &mut data[..len], |isr| isr.load(Ordering::Relaxed));
-        page.write(window, &data[..len]);
+        self.read_bar(offset, data, |isr| isr.load(Ordering::Relaxed));
+        page.write(window, data);
     }
 }

@@ -2,9 +2,8 @@
 
 use std::sync::atomic::Ordering;
 
-use super::layout::{DOORBELL_PAGE, DOORBELL_STRIDE, READABLE_PAGES};
+use super::layout::{self, READABLE_PAGES};
 use super::{Inner, VirtioPci};
-use crate::devices::registers::PAGE;
 
 /// Where a function's readable pages and doorbells are.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -30,9 +29,7 @@ impl VirtioPci {
         }
         if wanted.doorbells != inner.wired.doorbells {
             for (index, doorbell) in self.doorbells.iter().enumerate() {
-                let at = |bar: u64| {
-                    bar + (DOORBELL_PAGE * PAGE) as u64 + index as u64 * u64::from(DOORBELL_STRIDE)
-                };
+                let at = |bar: u64| bar.saturating_add(layout::doorbell(index));
                 if let Some(old) = inner.wired.doorbells {
                     let _ = self.wiring.detach_doorbell(at(old), doorbell);
                 }
