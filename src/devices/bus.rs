@@ -63,7 +63,10 @@ impl Bus {
         device: Arc<dyn BusDevice>,
     ) -> Result<(), OverlapError> {
         let at = self.ranges.partition_point(|range| range.base < base);
-        let clear_below = at.checked_sub(1).is_none_or(|i| self.ranges[i].base + self.ranges[i].len <= base);
+        let clear_below = at
+            .checked_sub(1)
+            .and_then(|below| self.ranges.get(below))
+            .is_none_or(|below| below.base + below.len <= base);
         let clear_above = self.ranges.get(at).is_none_or(|next| base + len <= next.base);
         if !(clear_below && clear_above) {
             return Err(OverlapError { name, base, len });

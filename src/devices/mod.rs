@@ -4,6 +4,9 @@
 //! worker (eventfds, a thread), the PCI transport. Nothing here knows KVM: what a device needs of it (an interrupt from
 //! an eventfd, a doorbell to an eventfd, pages the guest may read without an exit) is the [`wiring::Wiring`] trait.
 
+// A guest chooses the numbers here: nothing may panic or wrap by accident.
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
 pub mod bus;
 pub mod complaints;
 pub mod pci;

@@ -77,6 +77,7 @@ impl ConfigSpace {
     }
 
     /// Gives the function its BAR 0: a 32-bit memory window of `size` bytes (a power of two) at `address`.
+    #[allow(clippy::arithmetic_side_effects, reason = "a device's own layout, before any guest runs")]
     pub fn set_bar(&mut self, address: u32, size: u32) {
         self.bar_size = size;
         self.page.set_u32(BAR0, address);
@@ -85,6 +86,7 @@ impl ConfigSpace {
 
     /// Appends a capability (PCI 3.0 §6.7): `body` is what follows the id and next pointer, `writable` the bits of it a
     /// guest may change. Returns the capability's offset, where the id is.
+    #[allow(clippy::arithmetic_side_effects, reason = "a device's own layout, before any guest runs")]
     pub fn add_capability(&mut self, id: u8, body: &[u8], writable: &[u8]) -> usize {
         let at = self.next_capability;
         self.page.set_u8(at, id);
@@ -113,7 +115,7 @@ impl ConfigSpace {
     pub fn bar(&self) -> Option<u64> {
         let decoding = self.page.u16(COMMAND) & COMMAND_MEMORY != 0;
         let address = self.page.u32(BAR0);
-        (decoding && self.bar_size != 0 && address != 0 && address != !(self.bar_size - 1))
+        (decoding && self.bar_size != 0 && address != 0 && address != self.sizing_answer())
             .then_some(u64::from(address))
     }
 
@@ -123,6 +125,12 @@ impl ConfigSpace {
         &self.page
     }
 
+    /// What the BAR reads as after all ones were written to it: the size's two's complement.
+    fn sizing_answer(&self) -> u32 {
+        self.bar_size.wrapping_neg()
+    }
+
+    #[allow(clippy::arithmetic_side_effects, reason = "a device's own layout, before any guest runs")]
     fn allow(&mut self, offset: usize, mask: &[u8]) {
         if let Some(bytes) = self.writable.get_mut(offset..offset + mask.len()) {
             bytes.copy_from_slice(mask);

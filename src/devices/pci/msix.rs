@@ -22,6 +22,8 @@ pub const MAX_VECTORS: u16 = (PBA_OFFSET / ENTRY) as u16;
 const CONTROL_ENABLE: u16 = 1 << 15;
 /// Message control: all vectors masked.
 const CONTROL_MASK_ALL: u16 = 1 << 14;
+/// Offset of the vector control in an entry.
+const VECTOR_CONTROL: usize = 12;
 /// Vector control: this vector masked.
 const VECTOR_MASKED: u32 = 1;
 
@@ -71,6 +73,7 @@ impl Msix {
 
     /// The capability's body after id and next pointer, and its writable bits: control, table and PBA location in BAR 0.
     #[must_use]
+    #[allow(clippy::arithmetic_side_effects, reason = "a device's own layout, before any guest runs")]
     pub fn capability(&self, bar_page: u32) -> ([u8; 10], [u8; 2]) {
         let table = bar_page * PAGE as u32;
         let mut body = [0; 10];
@@ -107,7 +110,8 @@ impl Msix {
 
     /// The guest wrote the table's page. Aligned 4- and 8-byte writes are what the specification allows; others are dropped.
     pub fn write_table(&self, offset: usize, data: &[u8]) {
-        let in_table = offset + data.len() <= self.vectors.len() * ENTRY;
+        let end = offset.checked_add(data.len());
+        let in_table = end.is_some_and(|end| end <= field(self.vectors.len(), 0));
         if !(matches!(data.len(), 4 | 8) && offset.is_multiple_of(data.len()) && in_table) {
             return;
         }
@@ -121,7 +125,7 @@ impl Msix {
         let Some(entry) = self.vectors.get(usize::from(vector)) else { return };
         self.signals.fetch_add(1, Ordering::Relaxed);
         let state = self.lock();
-        if self.is_open(&state, vector.into()) {
+        if self.is_open(state.control, vector.into()) {
             raise(&entry.event);
         } else {
             self.set_pending(vector.into(), true);
@@ -139,13 +143,12 @@ impl Msix {
     fn apply(&self, state: &mut State) {
         let enabled = state.control & CONTROL_ENABLE != 0;
         let mut changes = Vec::new();
-        for (index, vector) in self.vectors.iter().enumerate() {
-            let open = self.is_open(state, index);
+        for (index, (vector, routed)) in self.vectors.iter().zip(&mut state.routed).enumerate() {
+            let open = self.is_open(state.control, index);
             // A masked vector keeps its old route: nothing is signalled through it, and most masks are short.
-            let wanted =
-                if open { Some(self.message(index)) } else { state.routed[index].filter(|_| enabled) };
-            if wanted != state.routed[index] {
-                state.routed[index] = wanted;
+            let wanted = if open { Some(self.message(index)) } else { routed.filter(|_| enabled) };
+            if wanted != *routed {
+                *routed = wanted;
                 changes.push((vector.gsi, wanted));
             }
         }
@@ -156,37 +159,37 @@ impl Msix {
             tracing::warn!(%error, "the guest asks for an interrupt that cannot be; it will miss this device's interrupts");
         }
         for (index, vector) in self.vectors.iter().enumerate() {
-            if self.is_pending(index) && self.is_open(state, index) {
+            if self.is_pending(index) && self.is_open(state.control, index) {
                 self.set_pending(index, false);
                 raise(&vector.event);
             }
         }
     }
 
-    fn is_open(&self, state: &State, vector: usize) -> bool {
-        let entry_masked = self.page.u32(vector * ENTRY + 12) & VECTOR_MASKED != 0;
-        state.control & (CONTROL_ENABLE | CONTROL_MASK_ALL) == CONTROL_ENABLE && !entry_masked
+    fn is_open(&self, control: u16, vector: usize) -> bool {
+        let entry_masked = self.page.u32(field(vector, VECTOR_CONTROL)) & VECTOR_MASKED != 0;
+        control & (CONTROL_ENABLE | CONTROL_MASK_ALL) == CONTROL_ENABLE && !entry_masked
     }
 
     fn message(&self, vector: usize) -> MsiMessage {
-        let entry = vector * ENTRY;
-        let address = u64::from(self.page.u32(entry)) | u64::from(self.page.u32(entry + 4)) << 32;
-        MsiMessage { address, data: self.page.u32(entry + 8) }
+        let word = |at: usize| self.page.u32(field(vector, at));
+        MsiMessage { address: u64::from(word(0)) | u64::from(word(4)) << 32, data: word(8) }
     }
 
     fn mask_every_entry(&self) {
         for index in 0..self.vectors.len() {
-            self.page.write(index * ENTRY, &[0; 12]);
-            self.page.set_u32(index * ENTRY + 12, VECTOR_MASKED);
+            self.page.write(field(index, 0), &[0; VECTOR_CONTROL]);
+            self.page.set_u32(field(index, VECTOR_CONTROL), VECTOR_MASKED);
         }
     }
 
     fn is_pending(&self, vector: usize) -> bool {
-        self.page.u8(PBA_OFFSET + vector / 8) & (1 << (vector % 8)) != 0
+        let (at, bit) = pending_bit(vector);
+        self.page.u8(at) & bit != 0
     }
 
     fn set_pending(&self, vector: usize, pending: bool) {
-        let (at, bit) = (PBA_OFFSET + vector / 8, 1 << (vector % 8));
+        let (at, bit) = pending_bit(vector);
         let old = self.page.u8(at);
         self.page.set_u8(at, if pending { old | bit } else { old & !bit });
     }
@@ -200,6 +203,18 @@ impl std::fmt::Debug for Msix {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Msix").field("vectors", &self.vectors.len()).finish_non_exhaustive()
     }
+}
+
+/// Where a field of a table entry is.
+#[allow(clippy::arithmetic_side_effects, reason = "at most MAX_VECTORS entries")]
+fn field(vector: usize, field: usize) -> usize {
+    vector * ENTRY + field
+}
+
+/// The byte and the bit that say whether a vector is pending.
+#[allow(clippy::arithmetic_side_effects, reason = "at most MAX_VECTORS bits")]
+fn pending_bit(vector: usize) -> (usize, u8) {
+    (PBA_OFFSET + vector / 8, 1 << (vector % 8))
 }
 
 /// An eventfd write fails only when its counter is full, and then the interrupt is on its way already.

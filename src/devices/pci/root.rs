@@ -50,6 +50,7 @@ impl PciRoot {
     ///
     /// # Errors
     /// When the kernel has no memory for the configuration pages.
+    #[allow(clippy::arithmetic_side_effects, reason = "at most 32 devices of 8 functions")]
     pub fn new(devices: usize, on_configured: impl Fn() + Send + Sync + 'static) -> io::Result<Self> {
         let devices = devices.min(MAX_DEVICES);
         let pages = RegisterPages::new(devices * FUNCTIONS)?;
@@ -66,6 +67,7 @@ impl PciRoot {
 
     /// The configuration page of function 0 of `device`.
     #[must_use]
+    #[allow(clippy::arithmetic_side_effects, reason = "at most 32 devices of 8 functions")]
     pub fn config_page(&self, device: usize) -> RegisterPages {
         self.pages.slice(device * FUNCTIONS, 1)
     }
@@ -150,7 +152,7 @@ struct Window {
 
 impl BusDevice for Window {
     fn read(&self, offset: u64, data: &mut [u8]) {
-        match self.root.slot_at(self.base + offset, data.len()) {
+        match self.root.slot_at(self.base.saturating_add(offset), data.len()) {
             Some((slot, at)) => {
                 slot.reads.fetch_add(1, Ordering::Relaxed);
                 slot.function.bar_read(at, data);
@@ -160,7 +162,7 @@ impl BusDevice for Window {
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
-        if let Some((slot, at)) = self.root.slot_at(self.base + offset, data.len()) {
+        if let Some((slot, at)) = self.root.slot_at(self.base.saturating_add(offset), data.len()) {
             slot.writes.fetch_add(1, Ordering::Relaxed);
             slot.function.bar_write(at, data);
         }

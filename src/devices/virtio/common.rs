@@ -2,8 +2,9 @@
 //!
 //! State without descriptors or threads: a write changes it, refreshes the register bytes, and says what should follow.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+mod alarm;
 
+pub use self::alarm::Alarm;
 use super::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1};
 use crate::devices::registers::RegisterPages;
 
@@ -68,47 +69,6 @@ pub struct QueueSetup {
     pub device: u64,
 }
 
-/// Sets DEVICE_NEEDS_RESET from any thread. A worker may raise it while a vCPU holds the transport and waits for that
-/// worker, so it has a lock of its own, under which nothing waits.
-#[derive(Debug, Clone)]
-pub struct Alarm {
-    registers: RegisterPages,
-    raised: Arc<Mutex<bool>>,
-}
-
-impl Alarm {
-    /// The device cannot go on: the driver sees DEVICE_NEEDS_RESET until it resets the device. Returns the vector the
-    /// driver wants to be told on.
-    #[must_use]
-    pub fn raise(&self) -> u16 {
-        let mut raised = self.lock();
-        *raised = true;
-        let shown = self.registers.u8(DEVICE_STATUS);
-        self.registers.set_u8(DEVICE_STATUS, shown | status::NEEDS_RESET);
-        self.registers.u16(CONFIG_VECTOR)
-    }
-
-    /// Whether it was raised since the last reset.
-    #[must_use]
-    pub fn is_raised(&self) -> bool {
-        *self.lock()
-    }
-
-    fn clear(&self) {
-        *self.lock() = false;
-    }
-
-    /// Shows the driver's status bits and the alarm, of which neither may overwrite the other.
-    fn show(&self, status: u8) {
-        let raised = self.lock();
-        self.registers.set_u8(DEVICE_STATUS, if *raised { status | status::NEEDS_RESET } else { status });
-    }
-
-    fn lock(&self) -> MutexGuard<'_, bool> {
-        self.raised.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// The structure and the register bytes that show it.
 #[derive(Debug)]
 pub struct CommonConfig {
@@ -139,7 +99,7 @@ impl CommonConfig {
             driver: 0,
             device: 0,
         };
-        let alarm = Alarm { registers: registers.clone(), raised: Arc::default() };
+        let alarm = Alarm::new(registers.clone());
         let common = Self {
             registers,
             alarm,
@@ -253,13 +213,13 @@ impl CommonConfig {
                 _ => {}
             },
             QUEUE_DESC..QUEUE_DRIVER if offset.is_multiple_of(4) => {
-                self.set_up_queue(|queue| queue.desc = half(queue.desc, offset - QUEUE_DESC));
+                self.set_up_queue(|queue| queue.desc = half(queue.desc, offset % 8));
             }
             QUEUE_DRIVER..QUEUE_DEVICE if offset.is_multiple_of(4) => {
-                self.set_up_queue(|queue| queue.driver = half(queue.driver, offset - QUEUE_DRIVER));
+                self.set_up_queue(|queue| queue.driver = half(queue.driver, offset % 8));
             }
             QUEUE_DEVICE..56 if offset.is_multiple_of(4) => {
-                self.set_up_queue(|queue| queue.device = half(queue.device, offset - QUEUE_DEVICE));
+                self.set_up_queue(|queue| queue.device = half(queue.device, offset % 8));
             }
             _ => {}
         }
@@ -304,102 +264,4 @@ impl CommonConfig {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn common() -> (CommonConfig, RegisterPages) {
-        let registers = RegisterPages::new(1).unwrap();
-        (CommonConfig::new(registers.clone(), 1 << 9, &[256, 64], 3), registers)
-    }
-
-    fn negotiate(common: &mut CommonConfig, features: u64) -> u8 {
-        common.write(DEVICE_STATUS, &[1]);
-        common.write(DEVICE_STATUS, &[3]);
-        for half in [0_u32, 1] {
-            common.write(DRIVER_FEATURE_SELECT, &half.to_le_bytes());
-            common.write(DRIVER_FEATURE, &((features >> (32 * half)) as u32).to_le_bytes());
-        }
-        common.write(DEVICE_STATUS, &[0xb]);
-        common.status
-    }
-
-    #[test]
-    fn features_are_shown_by_half_and_agreed_on_once() {
-        let (mut common, registers) = common();
-        assert_eq!(registers.u32(DEVICE_FEATURE), (1 << 9) | (1 << 28) | (1 << 29));
-        common.write(DEVICE_FEATURE_SELECT, &1_u32.to_le_bytes());
-        assert_eq!(registers.u32(DEVICE_FEATURE), 1);
-        common.write(DEVICE_FEATURE_SELECT, &2_u32.to_le_bytes());
-        assert_eq!(registers.u32(DEVICE_FEATURE), 0);
-        assert_eq!(negotiate(&mut common, F_VERSION_1 | F_EVENT_IDX), 0xb);
-        common.write(DRIVER_FEATURE, &u32::MAX.to_le_bytes());
-        assert_eq!(common.accepted(), F_VERSION_1 | F_EVENT_IDX, "too late to change");
-    }
-
-    #[test]
-    fn unoffered_or_legacy_features_are_not_ok() {
-        for features in [F_VERSION_1 | 1, F_EVENT_IDX, 0, u64::MAX] {
-            let (mut common, _) = common();
-            assert_eq!(negotiate(&mut common, features) & status::FEATURES_OK, 0, "{features:#x}");
-            assert_eq!(common.write(DEVICE_STATUS, &[7]), Follow::Nothing, "DRIVER_OK without FEATURES_OK");
-        }
-    }
-
-    #[test]
-    fn queues_are_set_up_one_by_one_and_frozen_when_enabled() {
-        let (mut common, registers) = common();
-        negotiate(&mut common, F_VERSION_1);
-        common.write(QUEUE_SELECT, &[1, 0]);
-        assert_eq!(registers.u16(QUEUE_SIZE), 64);
-        assert_eq!(registers.u16(QUEUE_NOTIFY_OFFSET), 1);
-        for bad in [0_u16, 3, 128, 0x8000] {
-            common.write(QUEUE_SIZE, &bad.to_le_bytes());
-            assert_eq!(registers.u16(QUEUE_SIZE), 64);
-        }
-        common.write(QUEUE_SIZE, &[32, 0]);
-        common.write(QUEUE_VECTOR, &[3, 0]);
-        assert_eq!(registers.u16(QUEUE_VECTOR), NO_VECTOR, "there are three vectors: 0, 1, 2");
-        common.write(QUEUE_VECTOR, &[2, 0]);
-        common.write(QUEUE_DESC, &0x1000_u32.to_le_bytes());
-        common.write(QUEUE_DESC + 4, &1_u32.to_le_bytes());
-        common.write(QUEUE_ENABLE, &[1, 0]);
-        common.write(QUEUE_DESC, &0xffff_u32.to_le_bytes());
-        let queue = common.queues()[1];
-        assert_eq!((queue.size, queue.vector, queue.desc, queue.enabled), (32, 2, 0x1_0000_1000, true));
-        assert_eq!(common.write(DEVICE_STATUS, &[0xf]), Follow::Start);
-        assert_eq!(common.write(DEVICE_STATUS, &[0xf]), Follow::Nothing, "only once");
-        assert_eq!(common.write(DEVICE_STATUS, &[0xb]), Follow::Nothing);
-        assert_eq!(registers.u8(DEVICE_STATUS), 0xf, "a bit once set stays");
-        assert_eq!(common.write(DEVICE_STATUS, &[0x4f]), Follow::Nothing);
-        assert_eq!(registers.u8(DEVICE_STATUS), 0xf, "the driver cannot say that the device needs a reset");
-        assert_eq!(common.write(DEVICE_STATUS, &[0]), Follow::Reset);
-        common.reset();
-        assert_eq!(registers.u8(DEVICE_STATUS), 0);
-        assert!(!common.queues()[1].enabled);
-    }
-
-    #[test]
-    fn absent_queues_and_odd_accesses_change_nothing() {
-        let (mut common, registers) = common();
-        common.write(QUEUE_SELECT, &[9, 0]);
-        assert_eq!(registers.u16(QUEUE_SIZE), 0);
-        common.write(QUEUE_ENABLE, &[1, 0]);
-        for offset in 0..80 {
-            for len in [3, 5, 8] {
-                assert_eq!(common.write(offset, &[0xff; 8][..len]), Follow::Nothing);
-            }
-        }
-        assert!(common.queues().iter().all(|queue| !queue.enabled && queue.desc == 0));
-    }
-
-    #[test]
-    fn needs_reset_stays_until_the_driver_resets() {
-        let (mut common, registers) = common();
-        negotiate(&mut common, F_VERSION_1);
-        assert_eq!(common.alarm().raise(), NO_VECTOR);
-        common.write(DEVICE_STATUS, &[0xf]);
-        assert_eq!(registers.u8(DEVICE_STATUS) & status::NEEDS_RESET, status::NEEDS_RESET);
-        common.reset();
-        assert_eq!(registers.u8(DEVICE_STATUS), 0);
-    }
-}
+mod tests;

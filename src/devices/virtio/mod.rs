@@ -4,6 +4,9 @@
 //! descriptor has something for it. It has no thread and no register of its own: [`worker`] calls it, [`transport`]
 //! presents it to the guest, [`queue`] walks its rings.
 
+// A guest chooses the numbers here: what it cannot reach says so.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+
 pub mod block;
 pub mod common;
 pub mod console;

@@ -8,6 +8,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Fault;
+use super::common::QueueSetup;
 use crate::devices::pci::msix::Msix;
 
 /// ISR status: a queue was used (virtio 1.2 §4.1.4.5).
@@ -160,6 +161,21 @@ impl DeviceQueue {
         let flags = self.memory.load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed);
         Ok(flags.map(u16::from_le).map_err(virtio_queue::Error::GuestMemory)? & NO_INTERRUPT != 0)
     }
+}
+
+/// The driver's ring, checked to be aligned and to lie in guest memory.
+///
+/// # Errors
+/// When it is not.
+pub fn ring(setup: &QueueSetup, event_idx: bool, memory: &GuestMemoryMmap) -> Result<Queue, Fault> {
+    let mut queue = Queue::new(setup.max_size)?;
+    queue.try_set_size(setup.size)?;
+    queue.try_set_desc_table_address(GuestAddress(setup.desc))?;
+    queue.try_set_avail_ring_address(GuestAddress(setup.driver))?;
+    queue.try_set_used_ring_address(GuestAddress(setup.device))?;
+    queue.set_event_idx(event_idx);
+    queue.set_ready(true);
+    if queue.is_valid(memory) { Ok(queue) } else { Err(Fault::Chain("a ring lies outside guest memory")) }
 }
 
 /// A device's queues by index; one the driver did not enable is not there.

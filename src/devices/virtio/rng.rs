@@ -47,17 +47,15 @@ impl VirtioDevice for Rng {
 fn fill(memory: &GuestMemoryMmap, chain: DescriptorChain<&GuestMemoryMmap>) -> Result<u32, Fault> {
     let mut writer = chain.writer(memory)?;
     let wanted = writer.available_bytes().min(MAX_REQUEST_BYTES);
-    let mut filled = 0;
     let mut random = [0; 1024];
-    while filled < wanted {
-        let part = &mut random[..(wanted - filled).min(1024)];
-        let written = getrandom(part).and_then(|()| writer.write(part));
-        match written {
-            Ok(0) | Err(_) => break,
-            Ok(len) => filled += len,
+    loop {
+        let missing = wanted.saturating_sub(writer.bytes_written());
+        let Some(part @ [_, ..]) = random.get_mut(..missing.min(1024)) else { break };
+        if !getrandom(part).and_then(|()| writer.write(part)).is_ok_and(|len| len > 0) {
+            break;
         }
     }
-    Ok(filled as u32)
+    Ok(writer.bytes_written() as u32)
 }
 
 fn getrandom(buffer: &mut [u8]) -> io::Result<()> {

@@ -7,47 +7,33 @@
 //! | 2 | ISR status | reads trap, because they clear it; a driver with MSI-X never does |
 //! | 3 | doorbells, one per queue | the kernel turns writes into eventfds |
 
+mod layout;
+mod window;
+mod wired;
+
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use virtio_queue::{Queue, QueueT};
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
+pub use self::layout::BAR_SIZE;
+use self::layout::{
+    DEVICE_CONFIG, DOORBELL_PAGE, DOORBELL_STRIDE, ISR_PAGE, MSIX_PAGE, add_virtio_capabilities, identity,
+};
+use self::wired::Wired;
 use super::common::{self, Alarm, CommonConfig, Follow, QueueSetup};
-use super::queue::{DeviceQueue, ISR_CONFIG, ISR_QUEUE, Interrupt, Queues};
+use super::queue::{DeviceQueue, ISR_CONFIG, ISR_QUEUE, Interrupt, Queues, ring};
 use super::worker::{OnFault, SharedDevice, Worker};
 use super::{F_EVENT_IDX, Fault, Kind};
 use crate::devices::complaints::Complaints;
-use crate::devices::pci::config::{ConfigSpace, Identity};
+use crate::devices::pci::config::ConfigSpace;
 use crate::devices::pci::msix::{self, Msix};
 use crate::devices::pci::root::PciFunction;
 use crate::devices::registers::{PAGE, RegisterPages};
 use crate::devices::wiring::Wiring;
 use crate::status::model::DeviceFacts;
-
-/// Size of BAR 0 in bytes.
-pub const BAR_SIZE: u32 = 4 * PAGE as u32;
-const MSIX_PAGE: usize = 1;
-const ISR_PAGE: usize = 2;
-const DOORBELL_PAGE: usize = 3;
-/// Pages from the start of the BAR that a guest may read from memory.
-const READABLE_PAGES: usize = 2;
-/// Where the device configuration starts.
-const DEVICE_CONFIG: usize = PAGE / 2;
-/// Distance of two queues' doorbells.
-const DOORBELL_STRIDE: u32 = 4;
-
-const VENDOR: u16 = 0x1af4;
-/// PCI device id of virtio device type 0 (virtio 1.2 §4.1.2).
-const DEVICE_BASE: u16 = 0x1040;
-const VENDOR_CAPABILITY: u8 = 0x09;
-const CAP_COMMON: u8 = 1;
-const CAP_NOTIFY: u8 = 2;
-const CAP_ISR: u8 = 3;
-const CAP_DEVICE: u8 = 4;
-const CAP_PCI_ACCESS: u8 = 5;
 
 /// What a transport needs from the machine.
 #[derive(Debug, Clone)]
@@ -96,12 +82,6 @@ struct Inner {
     wired: Wired,
 }
 
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-struct Wired {
-    readable: Option<u64>,
-    doorbells: Option<u64>,
-}
-
 impl VirtioPci {
     /// Puts `device` behind a PCI function.
     ///
@@ -113,7 +93,7 @@ impl VirtioPci {
         let (kind, queue_sizes) = (guard.kind(), guard.queue_sizes());
         let registers = RegisterPages::new(ISR_PAGE)?;
         registers.write(DEVICE_CONFIG, &guard.config());
-        let vectors = queue_sizes.len() as u16 + 1;
+        let vectors = (queue_sizes.len() as u16).saturating_add(1);
         let msix = Arc::new(Msix::new(registers.slice(MSIX_PAGE, 1), vectors, Arc::clone(&wiring))?);
         let common = CommonConfig::new(registers.slice(0, 1), guard.features(), queue_sizes, vectors);
         let doorbells = queue_sizes
@@ -125,7 +105,7 @@ impl VirtioPci {
 
         let mut config = ConfigSpace::new(config_page, identity(kind));
         config.set_bar(bar, BAR_SIZE);
-        let access_capability = add_virtio_capabilities(&mut config, queue_sizes.len() as u32);
+        let access_capability = add_virtio_capabilities(&mut config, queue_sizes.len());
         let (body, writable) = msix.capability(MSIX_PAGE as u32);
         let msix_capability = config.add_capability(msix::CAPABILITY_ID, &body, &writable);
 
@@ -220,38 +200,6 @@ impl VirtioPci {
         common.queues().iter().zip(&self.doorbells).map(collect).collect::<Result<_, _>>().map(Queues)
     }
 
-    /// Brings the readable pages and the doorbells to where BAR 0 is now.
-    fn rewire(&self, inner: &mut Inner) {
-        let bar = inner.config.bar();
-        self.bar.store(bar.unwrap_or(0), Ordering::Relaxed);
-        let wanted = Wired { readable: bar, doorbells: bar.filter(|_| inner.worker.is_some()) };
-        if wanted == inner.wired {
-            return;
-        }
-        if wanted.readable != inner.wired.readable {
-            let pages = self.registers.slice(0, READABLE_PAGES);
-            if let Err(error) = self.wiring.map_readable(self.slot, wanted.readable, &pages) {
-                tracing::debug!(device = self.kind.name, %error, "register reads will exit");
-            }
-        }
-        if wanted.doorbells != inner.wired.doorbells {
-            for (index, doorbell) in self.doorbells.iter().enumerate() {
-                let at = |bar: u64| {
-                    bar + (DOORBELL_PAGE * PAGE) as u64 + index as u64 * u64::from(DOORBELL_STRIDE)
-                };
-                if let Some(old) = inner.wired.doorbells {
-                    let _ = self.wiring.detach_doorbell(at(old), doorbell);
-                }
-                if let Some(new) = wanted.doorbells
-                    && let Err(error) = self.wiring.attach_doorbell(at(new), doorbell)
-                {
-                    tracing::debug!(device = self.kind.name, %error, "queue notifications will exit");
-                }
-            }
-        }
-        inner.wired = wanted;
-    }
-
     fn read_bar(&self, offset: usize, data: &mut [u8], isr: impl FnOnce(&AtomicU8) -> u8) {
         match offset / PAGE {
             ISR_PAGE => {
@@ -275,7 +223,7 @@ impl VirtioPci {
             },
             MSIX_PAGE => self.msix.write_table(register, data),
             DOORBELL_PAGE => {
-                if let Some(doorbell) = self.doorbells.get(register / DOORBELL_STRIDE as usize) {
+                if let Some(doorbell) = self.doorbells.get(register / DOORBELL_STRIDE) {
                     let _ = doorbell.write(1);
                 }
             }
@@ -283,36 +231,17 @@ impl VirtioPci {
         }
         self.rewire(inner);
     }
-
-    /// The PCI configuration access capability (virtio 1.2 §4.1.4.9): a window of 1, 2 or 4 bytes into the BAR for code
-    /// that cannot reach it otherwise. Its data is refreshed by every write to the capability, because reading it does not
-    /// trap; so it shows the ISR status without clearing it.
-    fn serve_access_window(&self, inner: &mut Inner, written: std::ops::Range<usize>) {
-        let page = inner.config.page().clone();
-        let at = self.access_capability;
-        let (bar, offset, len) = (page.u8(at + 4), page.u32(at + 8) as usize, page.u32(at + 12) as usize);
-        if bar != 0 || !matches!(len, 1 | 2 | 4) || !offset.is_multiple_of(len) {
-            return;
-        }
-        let window = at + 16;
-        let mut data = [0; 4];
-        if written.start < window + 4 && window < written.end {
-            page.read(window, &mut data);
-            self.write_bar(inner, offset, &data[..len]);
-        }
-        self.read_bar(offset, &mut data[..len], |isr| isr.load(Ordering::Relaxed));
-        page.write(window, &data[..len]);
-    }
 }
 
 impl PciFunction for VirtioPci {
     fn config_write(&self, offset: usize, data: &[u8]) {
         let mut inner = self.lock();
         inner.config.write(offset, data);
-        let written = offset..offset + data.len();
-        let touches = |start: usize, len: usize| written.start < start + len && start < written.end;
+        let written = offset..offset.saturating_add(data.len());
+        let touches =
+            |start: usize, len: usize| written.start < start.saturating_add(len) && start < written.end;
         if touches(self.msix_capability, 12) {
-            self.msix.set_control(inner.config.page().u16(self.msix_capability + 2));
+            self.msix.set_control(inner.config.page().u16(self.msix_capability.saturating_add(2)));
         }
         if touches(self.access_capability, 20) {
             self.serve_access_window(&mut inner, written);
@@ -349,58 +278,6 @@ impl PciFunction for VirtioPci {
             ..DeviceFacts::default()
         }
     }
-}
-
-fn identity(kind: Kind) -> Identity {
-    let [base, sub] = kind.class;
-    Identity {
-        vendor: VENDOR,
-        device: DEVICE_BASE + kind.id,
-        revision: 1,
-        class: [base, sub, 0],
-        subsystem: DEVICE_BASE + kind.id,
-    }
-}
-
-/// Adds the five virtio capabilities (virtio 1.2 §4.1.4) and returns where the PCI access one is.
-fn add_virtio_capabilities(config: &mut ConfigSpace, queues: u32) -> usize {
-    // Body after id and next: length, type, bar, id, two bytes of padding, offset, length, and what a type adds.
-    let body = |kind: u8, offset: usize, len: usize, extra: &[u8]| {
-        let mut body = vec![16 + extra.len() as u8, kind, 0, 0, 0, 0];
-        body.extend_from_slice(&(offset as u32).to_le_bytes());
-        body.extend_from_slice(&(len as u32).to_le_bytes());
-        body.extend_from_slice(extra);
-        body
-    };
-    let doorbells = body(
-        CAP_NOTIFY,
-        DOORBELL_PAGE * PAGE,
-        (queues * DOORBELL_STRIDE) as usize,
-        &DOORBELL_STRIDE.to_le_bytes(),
-    );
-    config.add_capability(VENDOR_CAPABILITY, &body(CAP_COMMON, 0, common::LENGTH, &[]), &[]);
-    config.add_capability(VENDOR_CAPABILITY, &doorbells, &[]);
-    config.add_capability(VENDOR_CAPABILITY, &body(CAP_ISR, ISR_PAGE * PAGE, 1, &[]), &[]);
-    config.add_capability(
-        VENDOR_CAPABILITY,
-        &body(CAP_DEVICE, DEVICE_CONFIG, PAGE - DEVICE_CONFIG, &[]),
-        &[],
-    );
-    let access = body(CAP_PCI_ACCESS, 0, 0, &[0; 4]);
-    let writable = [&[0, 0, 0xff, 0, 0, 0][..], &[0xff; 12]].concat();
-    config.add_capability(VENDOR_CAPABILITY, &access, &writable)
-}
-
-/// The driver's ring, checked to be aligned and to lie in guest memory.
-fn ring(setup: &QueueSetup, event_idx: bool, memory: &GuestMemoryMmap) -> Result<Queue, Fault> {
-    let mut queue = Queue::new(setup.max_size)?;
-    queue.try_set_size(setup.size)?;
-    queue.try_set_desc_table_address(GuestAddress(setup.desc))?;
-    queue.try_set_avail_ring_address(GuestAddress(setup.driver))?;
-    queue.try_set_used_ring_address(GuestAddress(setup.device))?;
-    queue.set_event_idx(event_idx);
-    queue.set_ready(true);
-    if queue.is_valid(memory) { Ok(queue) } else { Err(Fault::Chain("a ring lies outside guest memory")) }
 }
 
 #[cfg(test)]

@@ -30,7 +30,7 @@ impl Token {
         match self {
             Self::Stop => 0,
             Self::Host => 1,
-            Self::Queue(index) => 2 + index as u64,
+            Self::Queue(index) => (index as u64).saturating_add(2),
         }
     }
 
@@ -38,7 +38,7 @@ impl Token {
         match data {
             0 => Self::Stop,
             1 => Self::Host,
-            index => Self::Queue((index - 2) as usize),
+            index => Self::Queue(index.saturating_sub(2) as usize),
         }
     }
 }
@@ -141,7 +141,7 @@ impl Reactor {
         loop {
             let host_is_ready = self.host == Host::AlwaysReady && self.listen == Listen::Yes;
             let ready = match self.epoll.wait(if host_is_ready { 0 } else { -1 }, &mut events) {
-                Ok(count) => &events[..count],
+                Ok(count) => events.get(..count).unwrap_or_default(),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => {
                     tracing::error!(%error, "a device worker cannot wait for events");

@@ -91,7 +91,7 @@ impl Block {
         memory
             .write_obj(status, request.status)
             .map_err(|_| Fault::Chain("the status byte is outside memory"))?;
-        Ok(written + 1)
+        Ok(written.saturating_add(1))
     }
 
     /// Does the operation; the error is the status the guest gets.
@@ -138,7 +138,8 @@ impl Block {
         let sectors = request.data_bytes / SECTOR;
         let end = request.sector.checked_add(sectors).ok_or(STATUS_IOERR)?;
         let whole = request.data_bytes.is_multiple_of(SECTOR);
-        if whole && end <= self.disk.sectors() { Ok(request.sector * SECTOR) } else { Err(STATUS_IOERR) }
+        let offset = request.sector.checked_mul(SECTOR).ok_or(STATUS_IOERR)?;
+        if whole && end <= self.disk.sectors() { Ok(offset) } else { Err(STATUS_IOERR) }
     }
 
     fn failed(&self, what: &str, offset: u64, error: &std::io::Error) -> u8 {
@@ -212,7 +213,8 @@ impl VirtioDevice for Block {
 
     fn backend(&self) -> Option<String> {
         let access = if self.disk.readonly() { ", read-only" } else { "" };
-        Some(format!("{} (raw, {} bytes{access})", self.disk.path().display(), self.disk.sectors() * SECTOR))
+        let bytes = self.disk.sectors().saturating_mul(SECTOR);
+        Some(format!("{} (raw, {bytes} bytes{access})", self.disk.path().display()))
     }
 }
 

@@ -94,28 +94,27 @@ impl<'m> Request<'m> {
         for slice in &self.data {
             // A volatile slice takes as much as it has room for.
             let done = slice.write(rest, 0).unwrap_or(0);
-            rest = &rest[done..];
+            rest = rest.get(done..).unwrap_or_default();
             if rest.is_empty() {
                 break;
             }
         }
-        (bytes.len() - rest.len()) as u32
+        bytes.len().saturating_sub(rest.len()) as u32
     }
 }
 
 /// Takes the header off the front of a byte stream.
 fn take_front(stream: &mut Vec<VolatileSlice<'_>>) -> Option<[u8; HEADER_BYTES]> {
     let mut header = [0; HEADER_BYTES];
-    let mut filled = 0;
-    while filled < HEADER_BYTES {
-        let first = *stream.first()?;
-        let taken = first.len().min(HEADER_BYTES - filled);
-        first.read_slice(&mut header[filled..filled + taken], 0).ok()?;
-        filled += taken;
-        if taken == first.len() {
-            stream.remove(0);
+    let mut rest = &mut header[..];
+    while !rest.is_empty() {
+        let first = stream.first_mut()?;
+        let taken = first.read(rest, 0).ok()?;
+        rest = rest.get_mut(taken..)?;
+        if taken < first.len() {
+            *first = first.offset(taken).ok()?;
         } else {
-            stream[0] = first.offset(taken).ok()?;
+            stream.remove(0);
         }
     }
     Some(header)

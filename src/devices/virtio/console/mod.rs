@@ -118,7 +118,7 @@ fn transmit(
     }
     let mut buffer = [0; 4096];
     while let Ok(len @ 1..) = reader.read(&mut buffer) {
-        log.write(&buffer[..len]);
+        log.write(buffer.get(..len).unwrap_or_default());
     }
     Ok(0)
 }
