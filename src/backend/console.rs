@@ -193,11 +193,15 @@ pub struct ConsoleInput {
 
 impl ConsoleInput {
     /// Reads from `source`. A terminal is switched to raw mode, so that the guest gets every key; `Ctrl-A x` stops the VM.
+    /// A terminal in whose background we are gives no input.
     #[must_use]
-    pub fn new(source: OwnedFd) -> Self {
+    pub fn new(source: OwnedFd) -> Option<Self> {
+        if terminal::is_in_the_background(&source) {
+            return None;
+        }
         let terminal = RawTerminal::enter(&source);
         let escape = if terminal.is_some() { Escape::Ready } else { Escape::Off };
-        Self { source, escape, _terminal: terminal }
+        Some(Self { source, escape, _terminal: terminal })
     }
 
     /// Reads what is there, at most `room` bytes, and never waits; `None` when the source ended.

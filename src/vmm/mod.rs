@@ -9,6 +9,7 @@ pub mod exits;
 mod facts;
 mod hypervisor;
 mod kick;
+mod last_words;
 pub mod memory;
 mod postmortem;
 mod stats;
@@ -18,8 +19,8 @@ mod wiring;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 pub use assembly::ConsoleIo;
@@ -31,17 +32,16 @@ use self::error::{kvm, resource};
 use self::exits::ExitCounters;
 use self::hypervisor::Hypervisor;
 use self::kick::Kicker;
-use self::memory::{GuestRam, RamRegion};
-use self::postmortem::{PANIC, Postmortem};
+use self::last_words::LastWords;
+use self::memory::GuestRam;
 use self::stats::ExitStatistic;
 use self::vcpu::Vcpu;
 use self::wiring::KvmWiring;
 use crate::backend::console::{ConsoleInput, ConsoleLog};
 use crate::boot::cmdline::{self, CmdlineFacts};
 use crate::boot::{self, BootRequest, EntryPoint};
-use crate::devices::platform::power::PowerRequest;
 use crate::spec::plan::{ConsoleKind, MachinePlan};
-use crate::status::model::{BootStage, EndReason, MachineEvent, MachineFacts, VcpuFacts};
+use crate::status::model::{MachineEvent, MachineFacts, VcpuFacts};
 use crate::x86::cpuid;
 
 /// One virtual machine.
@@ -52,7 +52,7 @@ pub struct Machine {
     devices: Devices,
     control: Arc<Control>,
     console: Arc<ConsoleLog>,
-    last_words: Arc<Mutex<LastWords>>,
+    last_words: LastWords,
     ram: GuestRam,
 }
 
@@ -63,13 +63,6 @@ struct VcpuSlot {
     kicker: Kicker,
     exits: Arc<ExitCounters>,
     statistic: Option<ExitStatistic>,
-}
-
-/// What the guest said about its own end.
-#[derive(Debug, Default)]
-struct LastWords {
-    on_console: Option<String>,
-    in_memory: Postmortem,
 }
 
 impl Machine {
@@ -98,8 +91,8 @@ impl Machine {
         }
 
         let control = Arc::new(Control::default());
-        let last_words = Arc::new(Mutex::new(LastWords::default()));
-        let on_line = line_watcher(Arc::clone(&control), Arc::clone(&last_words));
+        let last_words = LastWords::default();
+        let on_line = last_words.line_watcher(Arc::clone(&control));
         let console =
             ConsoleLog::new(console_io.output, on_line).map_err(resource("the console cannot be set up"))?;
         let console = Arc::new(console);
@@ -109,8 +102,8 @@ impl Machine {
             wiring: Arc::new(KvmWiring::new(Arc::clone(&hypervisor.vm))),
             control: Arc::clone(&control),
             console: Arc::clone(&console),
-            input: console_io.input.map(ConsoleInput::new),
-            on_power: power_switch(Arc::clone(&control), Arc::clone(&last_words), &ram),
+            input: console_io.input.and_then(ConsoleInput::new),
+            on_power: last_words.power_switch(Arc::clone(&control), &ram),
         })?;
         let vcpus = create_vcpus(&hypervisor, plan.cpus, &entry, &devices, &control)?;
         Ok(Self { vcpus, devices, control, console, last_words, ram })
@@ -155,7 +148,7 @@ impl Machine {
     #[must_use]
     pub fn console_tail(&self) -> Vec<String> {
         let tail = self.console.tail();
-        if tail.is_empty() { lock(&self.last_words).in_memory.log.clone() } else { tail }
+        if tail.is_empty() { self.last_words.kernel_log() } else { tail }
     }
 
     /// Stops every vCPU and device worker, flushes the disks, and returns when all threads are gone. Idempotent.
@@ -263,50 +256,4 @@ fn create_vcpus(
         });
     }
     Ok(slots)
-}
-
-/// Watches the console for the lines that mean something to us.
-fn line_watcher(control: Arc<Control>, last_words: Arc<Mutex<LastWords>>) -> impl Fn(&str) + Send + Sync {
-    move |line| {
-        if is_init(line) {
-            control.reach(BootStage::Init);
-        }
-        if let Some(at) = line.find(PANIC) {
-            lock(&last_words).on_console = line.get(at..).map(str::to_owned);
-        }
-    }
-}
-
-/// Whether a console line says that the guest's init runs: our own, systemd, OpenRC, BusyBox, or the kernel itself.
-fn is_init(line: &str) -> bool {
-    const SIGNS: [&str; 5] =
-        ["nestling-init:", "systemd[1]:", "OpenRC ", "init started: BusyBox", "as init process"];
-    SIGNS.iter().any(|sign| line.contains(sign))
-}
-
-/// What the power registers do: end the machine, and find out why it was reset.
-fn power_switch(
-    control: Arc<Control>,
-    last_words: Arc<Mutex<LastWords>>,
-    ram: &GuestRam,
-) -> Box<dyn Fn(PowerRequest) + Send + Sync> {
-    let memory = ram.memory().clone();
-    let regions: Vec<RamRegion> = ram.regions();
-    Box::new(move |request| {
-        let reason = match request {
-            PowerRequest::Off => EndReason::PowerOff,
-            PowerRequest::Reset if postmortem::reset_after_panic(&memory) => {
-                let mut words = lock(&last_words);
-                words.in_memory = postmortem::examine(&memory, &regions);
-                let message = words.on_console.clone().or_else(|| words.in_memory.message.clone());
-                EndReason::GuestPanic { message }
-            }
-            PowerRequest::Reset => EndReason::Reset,
-        };
-        control.end(reason);
-    })
-}
-
-fn lock(last_words: &Mutex<LastWords>) -> std::sync::MutexGuard<'_, LastWords> {
-    last_words.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -17,6 +17,12 @@ pub(super) fn unblocked(output: OwnedFd) -> OwnedFd {
     OpenOptions::new().write(true).custom_flags(flags).open(path).map_or(output, OwnedFd::from)
 }
 
+/// Whether `source` is a terminal that belongs to somebody else now (`nestling run &`): reading it, or setting its mode,
+/// would stop our whole process.
+pub(super) fn is_in_the_background(source: &OwnedFd) -> bool {
+    nix::unistd::tcgetpgrp(source).is_ok_and(|foreground| foreground != nix::unistd::getpgrp())
+}
+
 /// A terminal in raw mode, put back as it was when dropped.
 #[derive(Debug)]
 pub(super) struct RawTerminal {

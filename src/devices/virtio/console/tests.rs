@@ -25,7 +25,7 @@ fn fixture() -> Fixture {
     let (screen, output) = pipe().unwrap();
     let (input, keyboard) = pipe().unwrap();
     let log = Arc::new(ConsoleLog::new(output, |_| {}).unwrap());
-    let console = Console::new(log, Some(ConsoleInput::new(input)));
+    let console = Console::new(log, ConsoleInput::new(input));
     let (receive, transmit) = (Driver::new(&memory, 0, 64), Driver::new(&memory, 1, 64));
     let queues = Queues(vec![Some(receive.device(true, &msix)), Some(transmit.device(true, &msix))]);
     Fixture { memory, receive, transmit, queues, console, keyboard: Some(keyboard), screen: screen.into() }
