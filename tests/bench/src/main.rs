@@ -6,11 +6,13 @@
 //! | file | what is in it |
 //! |---|---|
 //! | `vmm` | the VMMs, and how each is started |
-//! | `start` | a process from `exec` on: its clocks, its system calls |
+//! | `start` | a process from `exec` on, and what it has spent |
+//! | `calls` | the system calls it makes |
 //! | `observed` | what /proc says about a running process |
 //! | `payload`, `linux` | the two measurements |
 //! | `table` | medians, ratios, lines of text |
 
+mod calls;
 mod linux;
 mod observed;
 mod payload;

@@ -68,7 +68,8 @@ pub(crate) fn machine() -> String {
     let kvm = modules.filter_map(|entry| entry.file_name().into_string().ok());
     let kvm = kvm.filter(|name| name.starts_with("kvm_")).collect::<Vec<_>>().join(", ");
     let (model, kernel) = (model.unwrap_or("unknown CPU"), kernel.trim());
-    format!("{cpus} CPUs ({model}), Linux {kernel}, KVM by {kvm}, transparent huge pages: {thp}")
+    let cpus = if cpus == 1 { "1 CPU".to_owned() } else { format!("{cpus} CPUs") };
+    format!("{cpus} ({model}), Linux {kernel}, KVM by {kvm}, transparent huge pages: {thp}")
 }
 
 /// How busy the machine is with other things: its CPUs are watched for a second.

@@ -7,8 +7,9 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::Result;
+use crate::calls::{Calls, Watch};
 use crate::observed::{load, machine, overhead, threads};
-use crate::start::{Calls, Process, Spent, Watch};
+use crate::start::{Process, Spent};
 use crate::table::{Row, print};
 use crate::vmm::{GUEST_MIB, Vmm};
 
