@@ -14,6 +14,7 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
+use nix::sys::signal::SigSet;
 
 use crate::agent::exit::Exit;
 use crate::spec::config::DEFAULT_SOCKET;
@@ -64,6 +65,7 @@ fn block_on<T>(
 pub fn main() -> ExitCode {
     let clock = Clock::begin();
     exit_on_panic();
+    unblock_signals();
     match Cli::try_parse() {
         Ok(cli) => cli.command.carry_out(clock).into(),
         Err(error) => explain_usage(&error).into(),
@@ -108,6 +110,13 @@ fn exit_on_panic() {
         output::complain(&format!("internal error: {place_and_message}"));
         std::process::exit(Exit::Internal.code().into());
     }));
+}
+
+/// Whoever started us may have blocked signals, and a process inherits that: SIGTERM would not stop the machine.
+fn unblock_signals() {
+    if let Err(error) = SigSet::empty().thread_set_mask() {
+        output::complain(&format!("signals stay blocked as they were: {error}"));
+    }
 }
 
 #[cfg(test)]

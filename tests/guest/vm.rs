@@ -1,11 +1,13 @@
 //! Runs `nestling` as a user does: the command, its console on a pipe, its socket.
 
 use std::io::{Read, Write};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::SigSet;
 use serde_json::Value;
 
 /// No guest here needs this long, even in an emulated CPU on a busy machine.
@@ -123,7 +125,13 @@ impl Vm {
     /// Starts `nestling run` with these arguments and a socket of its own.
     pub(crate) fn start(arguments: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let mut child = nestling()
+        let mut command = nestling();
+        // As a careless parent leaves it: every signal blocked. SIGTERM has to work all the same.
+        // SAFETY: between fork and exec this makes one system call.
+        unsafe {
+            command.pre_exec(|| Ok(SigSet::all().thread_block()?));
+        }
+        let mut child = command
             .arg("run")
             .args(["--socket".as_ref(), directory.path().join("sock").as_os_str()])
             .args(["--status-file".as_ref(), directory.path().join("status.json").as_os_str()])

@@ -30,6 +30,10 @@ pub(super) fn run(job: &Job, port: &mut PortE9) -> Result<i32> {
     unsafe {
         command.pre_exec(port_e9::forbid);
     }
+    // SAFETY: as above. The program must not start with our SIGCHLD blocked: a shell would wait for its children for ever.
+    unsafe {
+        command.pre_exec(|| Ok(SigSet::empty().thread_set_mask()?));
+    }
     let mut child = command.spawn().on("run", &job.program)?;
     let mut pump = Pump {
         streams: [
