@@ -114,7 +114,7 @@ bench: binaries build node
 
 .PHONY: lint
 lint:
-	$(call say,'formatting, clippy, documentation')
+	$(call say,'formatting and clippy and documentation')
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --all-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
