@@ -62,13 +62,14 @@ impl ConsoleLog {
     pub fn write(&self, data: &[u8]) {
         self.bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
         let lines = self.tail.lock().unwrap_or_else(PoisonError::into_inner).push(data);
-        for line in &lines {
-            (self.on_line)(line);
-        }
         for chunk in data.chunks(CHUNK) {
             if self.open.load(Ordering::Relaxed) && self.write_chunk(chunk).is_err() {
                 self.open.store(false, Ordering::Relaxed);
             }
+        }
+        // After the bytes, so that what is logged of a line comes after the line.
+        for line in &lines {
+            (self.on_line)(line);
         }
     }
 

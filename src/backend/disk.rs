@@ -30,7 +30,9 @@ pub enum DiskError {
     #[error("the disk {0} is neither a regular file nor a block device")]
     NotADisk(PathBuf),
     /// Somebody else holds its lock.
-    #[error("the disk {0} is in use by another VM; stop that VM, or open the disk readonly=true in both")]
+    #[error(
+        "the disk {0} is in use by another VM, or by another disk of this one; stop that VM, or open the disk readonly=true everywhere"
+    )]
     Locked(PathBuf),
     /// It holds no sector.
     #[error(

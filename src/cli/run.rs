@@ -19,7 +19,7 @@ use crate::status::model::EndReason;
 const EXAMPLES: &str = "\
 Examples:
   nestling run --kernel vmlinuz --initrd initrd.img --memory 512M --cpus 2
-  nestling run --kernel vmlinux --disk /data/root.img --cmdline 'root=/dev/vda rw'
+  nestling run --kernel vmlinux --disk /data/root.img --cmdline 'systemd.unit=rescue.target'
   nestling run --kernel vmlinux --disk path=/data/base.img,readonly=true --disk path=/data/work.img
   nestling run vm.yaml --memory 2Gi
   nestling run --kernel vmlinux --initrd nestling-initramfs.cpio -- /bin/sh -c 'uname -a; nproc'
@@ -27,7 +27,7 @@ Examples:
 A spec has one key per flag, with the same name:
   kernel: /boot/vmlinuz
   initrd: /boot/initrd.img
-  cmdline: quiet
+  cmdline: loglevel=7
   cpus: 2
   memory: 512M
   disk:
@@ -37,7 +37,8 @@ A spec has one key per flag, with the same name:
 The guest's console is on stdout, Nestling's own log on stderr (filter: NESTLING_LOG=debug).
 SIGTERM or SIGINT stops the machine; a second one leaves at once.
 Exit codes: 0 the guest powered off, 130 or 143 stopped, 200 preflight, 201 bad input, 203 guest panic,
-204 guest reset, 205 triple fault, 206 KVM error, 210 internal error.";
+204 guest reset, 205 triple fault, 206 KVM error, 210 internal error. They tell how the VM ended: a command's own exit
+status is on the console, not here.";
 
 /// Boot the VM and stay with it until it ends
 #[derive(Debug, Args)]
@@ -72,7 +73,8 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "SIZE|auto")]
     memory: Option<String>,
 
-    /// A disk, repeatable; the first is the guest's vda. A path, or path=FILE[,readonly=true][,format=raw]
+    /// A disk, repeatable; the first is the guest's vda. FILE, or `path=FILE`; then `,readonly=true` and
+    /// `,format=raw` if wanted
     #[arg(long, value_name = "DISK")]
     disk: Vec<String>,
 

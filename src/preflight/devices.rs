@@ -22,13 +22,13 @@ const WANTED: [Wanted; 3] = [
     Wanted {
         id: CheckId::VhostNet,
         path: "/dev/vhost-net",
-        without: "guest networking goes through Nestling instead of the kernel",
-        fix: "`securityContext: {privileged: true}`; on the node: modprobe vhost_net",
+        without: "nothing: guests have no network yet",
+        fix: "",
     },
     Wanted {
         id: CheckId::VhostVsock,
         path: "/dev/vhost-vsock",
-        without: "nothing is lost: Nestling's own vsock needs no kernel device",
+        without: "nothing: guests have no vsock yet",
         fix: "",
     },
 ];

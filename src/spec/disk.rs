@@ -19,20 +19,20 @@ pub struct DiskConfig {
 }
 
 impl DiskConfig {
-    /// Reads `--disk`'s value. A value without any `=` is a path.
+    /// Reads `--disk`'s value. Its first part may be a path alone.
     ///
     /// # Errors
     /// When a key is unknown, repeated or has no value, or the path is missing.
     pub fn parse(text: &str) -> Result<Self, Problem> {
         let refuse = |reason: String| Problem::Disk { text: text.to_owned(), reason };
-        if !text.contains('=') && !text.is_empty() {
-            return Ok(Self { path: text.into(), ..Self::default() });
-        }
         let mut disk = Self::default();
         let mut seen = Vec::new();
-        for part in text.split(',') {
-            let (key, value) =
-                part.split_once('=').ok_or_else(|| refuse(format!("`{part}` has no value")))?;
+        for (index, part) in text.split(',').enumerate() {
+            let (key, value) = match part.split_once('=') {
+                Some(pair) => pair,
+                None if index == 0 => ("path", part),
+                None => return Err(refuse(format!("`{part}` has no value"))),
+            };
             if seen.contains(&key) {
                 return Err(refuse(format!("`{key}` is there twice")));
             }

@@ -29,7 +29,7 @@ const SHELL_RESPAWNS: u32 = 5;
 const AWAITED: [Signal; 6] =
     [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGPWR, Signal::SIGUSR1, Signal::SIGUSR2];
 
-/// Where C's start code enters; the arguments are read through [`std::env`].
+/// Where C's start code enters; the arguments are read through `std::env`.
 #[cfg_attr(not(test), unsafe(no_mangle))]
 #[cfg_attr(test, allow(dead_code))]
 extern "C" fn main() -> i32 {
