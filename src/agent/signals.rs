@@ -14,6 +14,8 @@ const PENDING: usize = 4;
 pub(super) enum StopSignal {
     Terminate,
     Interrupt,
+    /// The terminal or the connection behind it is gone.
+    HangUp,
 }
 
 impl StopSignal {
@@ -22,6 +24,7 @@ impl StopSignal {
         match self {
             Self::Terminate => "SIGTERM",
             Self::Interrupt => "SIGINT",
+            Self::HangUp => "SIGHUP",
         }
     }
 }
@@ -38,12 +41,14 @@ impl Signals {
     pub(super) fn listen() -> io::Result<Self> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hang_up = signal(SignalKind::hangup())?;
         let (sender, arrived) = mpsc::channel(PENDING);
         tokio::spawn(async move {
             loop {
                 let signal = tokio::select! {
                     _ = terminate.recv() => StopSignal::Terminate,
                     _ = interrupt.recv() => StopSignal::Interrupt,
+                    _ = hang_up.recv() => StopSignal::HangUp,
                 };
                 if sender.send(signal).await.is_err() {
                     return;

@@ -21,6 +21,9 @@ const MAX_LINE_BYTES: usize = 512;
 /// A pipe that poll calls writable takes this much without blocking (PIPE_BUF).
 const CHUNK: usize = 4096;
 
+/// How long the guest's output waits for somebody to take it, in milliseconds. A Linux guest spins in its console driver
+/// meanwhile, so a log collector that stalls must not stall the guest for good.
+const PATIENCE_MS: u16 = 1000;
 /// How long a terminal without room is left alone, in milliseconds.
 const FULL_TERMINAL_WAIT_MS: u8 = 20;
 
@@ -30,6 +33,9 @@ type OnLine = Box<dyn Fn(&str) + Send + Sync>;
 pub struct ConsoleLog {
     output: OwnedFd,
     open: AtomicBool,
+    /// Nobody took output for [`PATIENCE_MS`]: until somebody does, nothing waits for them.
+    stalled: AtomicBool,
+    dropped: AtomicU64,
     cancel: EventFd,
     bytes: AtomicU64,
     tail: Mutex<Tail>,
@@ -51,6 +57,8 @@ impl ConsoleLog {
         Ok(Self {
             output: terminal::unblocked(output),
             open: AtomicBool::new(true),
+            stalled: AtomicBool::new(false),
+            dropped: AtomicU64::new(0),
             cancel: EventFd::new(libc::EFD_NONBLOCK)?,
             bytes: AtomicU64::new(0),
             tail: Mutex::new(Tail::default()),
@@ -58,7 +66,8 @@ impl ConsoleLog {
         })
     }
 
-    /// Takes what the guest wrote. Waits while nobody reads our stdout, until [`ConsoleLog::cancel`].
+    /// Takes what the guest wrote. While nobody reads our stdout it waits a second, once, and then drops (and counts) what
+    /// comes until somebody reads again.
     pub fn write(&self, data: &[u8]) {
         self.bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
         let lines = self.tail.lock().unwrap_or_else(PoisonError::into_inner).push(data);
@@ -77,6 +86,12 @@ impl ConsoleLog {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of them that nobody was there to take.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
     }
 
     /// The last lines, oldest first; an unfinished one counts.
@@ -98,10 +113,16 @@ impl ConsoleLog {
                 PollFd::new(self.output.as_fd(), PollFlags::POLLOUT),
                 PollFd::new(borrow(&self.cancel), PollFlags::POLLIN),
             ];
-            match poll(&mut fds, PollTimeout::NONE) {
+            let patience = if self.stalled.load(Ordering::Relaxed) { 0 } else { PATIENCE_MS };
+            match poll(&mut fds, PollTimeout::from(patience)) {
                 Err(Errno::EINTR) => continue,
                 Err(errno) => return Err(errno),
-                Ok(_) => {}
+                Ok(0) => {
+                    self.stalled.store(true, Ordering::Relaxed);
+                    self.dropped.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+                    return Ok(());
+                }
+                Ok(_) => self.stalled.store(false, Ordering::Relaxed),
             }
             let writable = fds[0].revents().is_some_and(|events| !events.is_empty());
             if !writable {

@@ -84,9 +84,17 @@ impl ImageFile {
         let count = usize::try_from(bytes).unwrap_or(usize::MAX);
         let sought = self.file.seek(SeekFrom::Start(offset));
         sought.map_err(|error| self.read_error(offset, bytes, error.into()))?;
-        memory
-            .read_exact_volatile_from(start, &mut self.file, count)
-            .map_err(|error| self.read_error(offset, bytes, error.into()))
+        // One read(2) takes at most 0x7ffff000 bytes, and a file on a network may give fewer at any time.
+        let mut done = 0;
+        while done < count {
+            let at = GuestAddress(start.0.saturating_add(done as u64));
+            let read = memory.read_volatile_from(at, &mut self.file, (count - done).min(MAX_READ));
+            match read.map_err(|error| self.read_error(offset, bytes, error.into()))? {
+                0 => return Err(self.read_error(offset, bytes, "the file ends early".into())),
+                more => done += more,
+            }
+        }
+        Ok(())
     }
 
     fn read_error(
@@ -98,6 +106,9 @@ impl ImageFile {
         BootError::Read { what: self.what, path: self.path.clone(), offset, bytes, source }
     }
 }
+
+/// Bytes asked for at once.
+const MAX_READ: usize = 1 << 30;
 
 fn other_than_file(metadata: &std::fs::Metadata) -> Option<&'static str> {
     let kind = metadata.file_type();

@@ -1,7 +1,9 @@
 //! Nestling's own log, on stderr: stdout belongs to the guest's console.
 
-use std::io;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::layer;
@@ -15,13 +17,36 @@ const FILTER_VARIABLES: [&str; 2] = ["NESTLING_LOG", "RUST_LOG"];
 
 /// Starts the log in the wanted form.
 pub(super) fn start(format: LogFormat) {
-    let layer = layer().with_writer(io::stderr).with_ansi(false);
+    let layer = layer().with_writer(|| Stderr).with_ansi(false);
     let layer = match format {
         LogFormat::Text => layer.boxed(),
         LogFormat::Json => layer.json().flatten_event(true).boxed(),
     };
     // An error says that a log exists already, and then that one is used.
     let _ = tracing_subscriber::registry().with(layer).with(filter()).try_init();
+}
+
+/// Stderr that never blocks us for long: a log nobody reads loses lines, and the VM goes on and can be stopped.
+struct Stderr;
+
+/// How long a line waits for a reader, in milliseconds.
+const PATIENCE_MS: u16 = 100;
+/// A pipe that poll calls writable takes this much without blocking (PIPE_BUF).
+const CHUNK: usize = 4096;
+
+impl Write for Stderr {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let stderr = io::stderr();
+        let mut fds = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+        if poll(&mut fds, PollTimeout::from(PATIENCE_MS)) == Ok(0) {
+            return Ok(data.len());
+        }
+        stderr.lock().write(data.get(..CHUNK).unwrap_or(data))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 fn filter() -> Targets {

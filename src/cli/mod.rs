@@ -14,7 +14,7 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
-use nix::sys::signal::SigSet;
+use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 
 use crate::agent::exit::Exit;
 use crate::spec::config::DEFAULT_SOCKET;
@@ -65,7 +65,7 @@ fn block_on<T>(
 pub fn main() -> ExitCode {
     let clock = Clock::begin();
     exit_on_panic();
-    unblock_signals();
+    settle_signals();
     match Cli::try_parse() {
         Ok(cli) => cli.command.carry_out(clock).into(),
         Err(error) => explain_usage(&error).into(),
@@ -113,9 +113,15 @@ fn exit_on_panic() {
 }
 
 /// Whoever started us may have blocked signals, and a process inherits that: SIGTERM would not stop the machine.
-fn unblock_signals() {
+fn settle_signals() {
     if let Err(error) = SigSet::empty().thread_set_mask() {
         output::complain(&format!("signals stay blocked as they were: {error}"));
+    }
+    // Past a file size limit, a write should fail and not end the VM.
+    // SAFETY: no handler is installed; the signal is only ignored.
+    let ignored = unsafe { signal(Signal::SIGXFSZ, SigHandler::SigIgn) };
+    if let Err(error) = ignored {
+        output::complain(&format!("SIGXFSZ is not ignored: {error}"));
     }
 }
 

@@ -61,7 +61,10 @@ impl Host for LiveHost {
 
     fn cpuid(&self) -> Vec<CpuidLeaves> {
         // On a thread of its own, because it moves from CPU to CPU.
-        std::thread::scope(|scope| scope.spawn(cpuid_of_all_cpus).join().unwrap_or_default())
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().spawn_scoped(scope, cpuid_of_all_cpus);
+            thread.ok().and_then(|thread| thread.join().ok()).unwrap_or_default()
+        })
     }
 
     fn identity(&self) -> Identity {

@@ -18,10 +18,13 @@ pub(super) fn to_cmdline(command: &[String]) -> Result<String, Problem> {
 }
 
 fn quote(word: &str) -> Result<String, Problem> {
-    if word.contains('"') || word.contains(|c: char| c.is_control()) || word.is_empty() {
+    // A second `--` would end the command: the kernel keeps nothing after it.
+    if word == "--" || word.contains('"') || word.contains(|c: char| c.is_control()) || word.is_empty() {
         return Err(Problem::CommandWord { word: word.to_owned() });
     }
-    Ok(if word.contains(' ') { format!("\"{word}\"") } else { word.to_owned() })
+    // The kernel takes the byte 0xa0, a part of many UTF-8 characters, for a space.
+    let has_space = word.bytes().any(|byte| matches!(byte, b' ' | 0xa0));
+    Ok(if has_space { format!("\"{word}\"") } else { word.to_owned() })
 }
 
 #[cfg(test)]
@@ -35,11 +38,12 @@ mod tests {
     #[test]
     fn words_keep_their_spaces() {
         assert_eq!(cmdline(&["/bin/sh", "-c", "echo a; nproc"]).unwrap(), "-- /bin/sh -c \"echo a; nproc\"");
+        assert_eq!(cmdline(&["echo", "voilà", "é"]).unwrap(), "-- echo \"voilà\" é");
     }
 
     #[test]
     fn what_a_kernel_cannot_hand_over_is_refused() {
-        for word in ["say \"hi\"", "two\nlines", "tab\there", ""] {
+        for word in ["say \"hi\"", "two\nlines", "tab\there", "", "--"] {
             assert!(matches!(cmdline(&["sh", word]), Err(Problem::CommandWord { .. })), "{word:?}");
         }
         assert!(matches!(cmdline(&["x"; 33]), Err(Problem::CommandTooLong { words: 33 })));

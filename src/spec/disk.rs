@@ -71,6 +71,12 @@ mod tests {
     }
 
     #[test]
+    fn a_bare_path_may_be_followed_by_keys() {
+        let disk = DiskConfig::parse("/a,readonly=true").expect("parses");
+        assert_eq!(disk, DiskConfig { path: "/a".into(), readonly: true, format: None });
+    }
+
+    #[test]
     fn every_key_is_read() {
         let disk = DiskConfig::parse("readonly=true,path=/a,format=raw").expect("parses");
         assert_eq!(disk, DiskConfig { path: "/a".into(), readonly: true, format: Some("raw".into()) });
@@ -79,7 +85,8 @@ mod tests {
     #[test]
     fn what_cannot_be_read_says_which_part() {
         for (text, part) in [
-            ("", "no value"),
+            ("", "no path"),
+            ("/a,readonly", "`readonly` has no value"),
             ("path=", "no path"),
             ("path=/a,readonly", "`readonly` has no value"),
             ("path=/a,readonly=yes", "true or false"),

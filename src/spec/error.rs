@@ -138,7 +138,7 @@ pub enum Problem {
     },
     /// A word the kernel cannot hand over.
     #[error(
-        "the command's word {word:?} cannot reach the guest: the kernel command line carries no empty word, double quote or control character; use single quotes, or a script file in the guest"
+        "the command's word {word:?} cannot reach the guest: the kernel command line carries no empty word, `--`, double quote or control character; use single quotes, or a script file in the guest"
     )]
     CommandWord {
         /// The word.

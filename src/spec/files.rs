@@ -1,7 +1,7 @@
 //! Looks at the files a spec names, before anything is started.
 
 use std::fs::{File, Metadata, OpenOptions};
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -54,8 +54,8 @@ pub(super) fn check_disk<T>(given: &Given<T>, path: &Path, readonly: bool) -> Re
 pub(super) fn check_status_file(given: &Given<PathBuf>) -> Result<(), SpecError> {
     let path = &given.value;
     let refuse = |reason: String| Err(given.refuse(Problem::StatusFile { path: path.clone(), reason }));
-    if path.is_dir() {
-        return refuse("a directory is there".to_owned());
+    if let Some(found) = occupied(path) {
+        return refuse(format!("{found} is there"));
     }
     let parent = match path.parent() {
         Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
@@ -66,6 +66,25 @@ pub(super) fn check_status_file(given: &Given<PathBuf>) -> Result<(), SpecError>
         Ok(()) if parent.is_dir() => Ok(()),
         Ok(()) => refuse(format!("{} is no directory", parent.display())),
         Err(errno) => refuse(format!("its directory {}: {}", parent.display(), in_words(&errno.into()))),
+    }
+}
+
+/// What is at a status file's path that must not be replaced: anything but a regular file that is empty or a JSON object.
+fn occupied(path: &Path) -> Option<&'static str> {
+    let metadata = path.symlink_metadata().ok()?;
+    if metadata.is_dir() {
+        return Some("a directory");
+    }
+    if !metadata.is_file() {
+        return Some("something that is no regular file");
+    }
+    let mut first = [0; 1];
+    let read = File::open(path).and_then(|mut file| file.read(&mut first));
+    match read {
+        Ok(0) => None,
+        Ok(_) if first == *b"{" => None,
+        Ok(_) => Some("a file that is no status"),
+        Err(_) => Some("a file that cannot be read"),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -50,7 +51,9 @@ struct LastWords<'a> {
 pub fn leave_last_words(state: State, end: &End) {
     let path =
         std::env::var_os(TERMINATION_LOG_VARIABLE).map_or_else(|| TERMINATION_LOG.into(), PathBuf::from);
-    if let Ok(mut file) = OpenOptions::new().write(true).truncate(true).open(path) {
+    if let Ok(mut file) =
+        OpenOptions::new().write(true).truncate(true).custom_flags(libc::O_NONBLOCK).open(path)
+    {
         let _ = file.write_all(last_words(state, end).as_bytes());
     }
 }

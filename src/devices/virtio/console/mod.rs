@@ -102,7 +102,12 @@ impl VirtioDevice for Console {
         let (log, received) = (Arc::clone(&self.log), Arc::clone(&self.received));
         Box::new(move || {
             let received = received.load(Ordering::Relaxed);
-            BTreeMap::from([("bytes_out".into(), log.bytes()), ("bytes_in".into(), received)])
+            let mut counters =
+                BTreeMap::from([("bytes_out".into(), log.bytes()), ("bytes_in".into(), received)]);
+            if log.dropped() > 0 {
+                counters.insert("bytes_dropped".into(), log.dropped());
+            }
+            counters
         })
     }
 }
