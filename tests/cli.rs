@@ -86,6 +86,19 @@ fn assert_one_sentence(case: &str, output: &Output, code: i32, parts: &[&str]) {
 }
 
 #[test]
+fn a_status_file_replaces_nothing_but_a_status() {
+    let place = Place::new();
+    for (name, found) in
+        [("disk", "a file that is no status"), ("pipe", "no regular file"), ("folder", "a directory")]
+    {
+        let flags = ["run", "--socket", "n.sock", "--kernel", "kernel", "--status-file", name];
+        let output = nestling(place.dir.path(), &flags);
+        assert_one_sentence(name, &output, BAD_INPUT, &["--status-file", name, found]);
+    }
+    assert_eq!(fs::read(place.path("disk")).expect("disk"), [0; 4096]);
+}
+
+#[test]
 fn every_bad_flag_is_one_sentence_and_leaves_nothing() {
     let place = Place::new();
     let before = place.names();
@@ -123,6 +136,7 @@ fn every_bad_flag_is_one_sentence_and_leaves_nothing() {
         (vec!["--cmdline", "a\nb"], vec!["--cmdline: ", "a line break at byte 1"]),
         (vec!["--cmdline", &long_cmdline], vec!["2048 bytes", "2047"]),
         (vec!["--cmdline", "a", "--cmdline-replace", "b"], vec!["exclude each other"]),
+        (vec!["--", "echo", "a", "--", "b"], vec!["the command's word \"--\""]),
     ] {
         let output = place.run(&flags);
         assert_one_sentence(&flags.join(" "), &output, BAD_INPUT, &parts);

@@ -1,6 +1,7 @@
 //! The console's host side, on pipes and a terminal.
 
 use super::*;
+use std::io::Read;
 use std::sync::Arc;
 
 #[test]
@@ -34,6 +35,22 @@ fn nobody_reading_stops_only_until_cancelled() {
     console.cancel();
     thread.join().unwrap();
     assert_eq!(console.bytes(), 1 << 20);
+}
+
+#[test]
+fn output_nobody_takes_is_dropped_and_counted_until_somebody_does() {
+    let (reader, writer) = nix::unistd::pipe().unwrap();
+    let console = ConsoleLog::new(writer, |_| {}).unwrap();
+    console.write(&vec![b'x'; 1 << 20]);
+    let kept = (1 << 20) - console.dropped() as usize;
+    assert!(kept < 1 << 20, "a pipe does not hold a megabyte");
+    let mut read = vec![0; kept];
+    std::fs::File::from(reader.try_clone().unwrap()).read_exact(&mut read).unwrap();
+    console.write(b"again");
+    let mut again = [0; 5];
+    std::fs::File::from(reader).read_exact(&mut again).unwrap();
+    assert_eq!(&again, b"again");
+    assert_eq!(console.bytes(), (1 << 20) + 5, "the count is of what the guest wrote");
 }
 
 #[test]
