@@ -46,7 +46,8 @@ impl Life {
     pub(super) fn finish(mut self, reason: EndReason, console_tail: Vec<String>) -> Exit {
         let exit = Exit::from(&reason);
         let orderly = reason.is_orderly();
-        for event in [LifeEvent::Refused, LifeEvent::Down { orderly }] {
+        let first = if orderly { LifeEvent::EndBegan } else { LifeEvent::Refused };
+        for event in [first, LifeEvent::Down { orderly }] {
             self.state = next(self.state, event).unwrap_or(self.state);
         }
         let end = End {

@@ -5,7 +5,7 @@
 //! preflight ──────────▶ creating ─────────▶ booting ─────────▶ running
 //!     │                    │                   │                  │
 //!     │ Refused            │ Refused           │ EndBegan         │ EndBegan
-//!     │                    │                   ▼                  ▼
+//!     │                    │ (or EndBegan ──▶) ▼                  ▼
 //!     │                    │                 stopping ◀───────────┘
 //!     │                    │                   │
 //!     │                    │        Down{orderly: false}    Down{orderly: true}
@@ -15,7 +15,7 @@
 //!
 //! - A guest whose kernel never shows itself (no PCI device is configured) stays `booting`, and may end from there.
 //! - Whoever begins the end (the guest, a signal, a request, an error) leads to `stopping`: vCPUs leave, disks flush.
-//! - A signal before the machine is built is remembered and begins the end as soon as there is something to end.
+//! - A signal while the machine is being built ends the run without waiting for what is read from storage.
 //! - `running ⇄ paused` will stand beside `running`.
 
 use crate::status::snapshot::State;
@@ -48,7 +48,7 @@ pub fn next(state: State, event: LifeEvent) -> Option<State> {
         (State::Preflight, Admitted) => Some(State::Creating),
         (State::Creating, Created) => Some(State::Booting),
         (State::Booting, KernelUp) => Some(State::Running),
-        (State::Booting | State::Running, EndBegan) => Some(State::Stopping),
+        (State::Creating | State::Booting | State::Running, EndBegan) => Some(State::Stopping),
         (State::Preflight | State::Creating, Refused) => Some(State::Failed),
         (State::Stopping, Down { orderly: true }) => Some(State::Stopped),
         (State::Stopping, Down { orderly: false }) => Some(State::Failed),

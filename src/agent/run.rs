@@ -55,14 +55,14 @@ async fn live<M: Vm>(
     plan: &RunPlan,
     clock: Clock,
     claim: Claim,
-    signals: Signals,
-    build: impl FnOnce(&RunPlan) -> Result<M, EndReason>,
+    mut signals: Signals,
+    build: impl FnOnce(&RunPlan) -> Result<M, EndReason> + Send + 'static,
 ) -> Exit {
     let publisher = Arc::new(Publisher::new(clock, (&plan.machine).into(), plan.status_file.clone()));
     let (ask_stop, stop_requests) = mpsc::channel(1);
     let server = Server::start(claim, Arc::clone(&publisher), ask_stop);
     let mut life = Life::begin(Arc::clone(&publisher));
-    let exit = match prepare(plan, &mut life, &publisher, build) {
+    let exit = match prepare(plan, &mut life, &publisher, &mut signals, build).await {
         Ok(machine) => Running { machine, life, signals, stop_requests, clock }.see_through().await,
         Err(reason) => life.finish(reason, Vec::new()),
     };
@@ -71,19 +71,37 @@ async fn live<M: Vm>(
 }
 
 /// Preflight, then the machine; nothing runs yet.
-fn prepare<M: Vm>(
+async fn prepare<M: Vm>(
     plan: &RunPlan,
     life: &mut Life,
     publisher: &Publisher,
-    build: impl FnOnce(&RunPlan) -> Result<M, EndReason>,
+    signals: &mut Signals,
+    build: impl FnOnce(&RunPlan) -> Result<M, EndReason> + Send + 'static,
 ) -> Result<Arc<Mutex<M>>, EndReason> {
     publisher.set_backend(admit(plan.allow_backend)?);
     life.step(LifeEvent::Admitted);
-    let machine = Arc::new(Mutex::new(build(plan)?));
+    let machine = Arc::new(Mutex::new(built(plan, signals, build).await?));
     let watched = Arc::clone(&machine);
     publisher.watch(Box::new(move || watched.try_lock().ok().map(|machine| machine.facts())));
     life.step(LifeEvent::Created);
     Ok(machine)
+}
+
+/// Builds the machine beside us, so that the socket answers and a signal is heard while a kernel is read from slow
+/// storage. After a signal the thread is left to the end of the process.
+async fn built<M: Vm>(
+    plan: &RunPlan,
+    signals: &mut Signals,
+    build: impl FnOnce(&RunPlan) -> Result<M, EndReason> + Send + 'static,
+) -> Result<M, EndReason> {
+    let (done, is_built) = oneshot::channel();
+    let plan = plan.clone();
+    let work = move || drop(done.send(build(&plan)));
+    thread::Builder::new().name("machine-build".into()).spawn(work).map_err(internal)?;
+    tokio::select! {
+        machine = is_built => machine.unwrap_or_else(|_| Err(internal("the thread that builds the machine is gone"))),
+        signal = signals.next() => Err(EndReason::Stopped { by: signal.name().to_owned() }),
+    }
 }
 
 /// A built machine and everything that can end it.

@@ -64,7 +64,7 @@ fn plan(dir: &Path) -> RunPlan {
 
 /// Lives a whole life on a runtime like the real one, with `beside` going on at the same time.
 fn live_with<M: Vm, T>(
-    build: impl FnOnce(&RunPlan) -> Result<M, EndReason>,
+    build: impl FnOnce(&RunPlan) -> Result<M, EndReason> + Send + 'static,
     beside: impl AsyncFnOnce(&Path, mpsc::Sender<StopSignal>) -> T,
 ) -> (Exit, T, Value, TempDir) {
     let dir = tempfile::tempdir().expect("dir");
@@ -97,7 +97,8 @@ fn ended(reason: EndReason) -> Vec<MachineEvent> {
 
 #[test]
 fn a_guest_that_powers_off_ends_stopped_with_zero_and_leaves_its_status() {
-    let (exit, (), status, dir) = live_with(|_| Ok(machine(ended(EndReason::PowerOff))), async |_, _| ());
+    let (exit, (), status, dir) =
+        live_with(move |_| Ok(machine(ended(EndReason::PowerOff))), async |_, _| ());
     assert_eq!(exit, Exit::Success);
     assert_eq!(status["state"], "stopped");
     assert_eq!(status["reason"]["kind"], "power-off");
@@ -111,7 +112,7 @@ fn a_guest_that_powers_off_ends_stopped_with_zero_and_leaves_its_status() {
 #[test]
 fn a_panic_ends_failed_with_the_console_s_last_lines() {
     let reason = EndReason::GuestPanic { message: Some("Attempted to kill init!".into()) };
-    let (exit, (), status, _dir) = live_with(|_| Ok(machine(ended(reason))), async |_, _| ());
+    let (exit, (), status, _dir) = live_with(move |_| Ok(machine(ended(reason))), async |_, _| ());
     assert_eq!(exit, Exit::GuestPanic);
     assert_eq!(status["state"], "failed");
     assert_eq!(status["message"], "the guest kernel panicked: Attempted to kill init!");
@@ -143,7 +144,7 @@ fn threads_that_end_without_a_word_are_an_internal_error() {
         }
         fn stop(&mut self) {}
     }
-    let (exit, (), status, _dir) = live_with(|_| Ok(Silent), async |_, _| ());
+    let (exit, (), status, _dir) = live_with(move |_| Ok(Silent), async |_, _| ());
     assert_eq!(exit, Exit::Internal);
     assert_eq!(status["state"], "failed");
 }
@@ -188,7 +189,7 @@ fn a_stop_request_ends_a_running_machine_and_the_stream_sees_the_end() {
 fn the_socket_answers_while_the_machine_takes_long_to_stop() {
     let slow = Scripted { stop_takes: Duration::from_millis(300), ..machine(ended(EndReason::PowerOff)) };
     let (exit, (), _, _dir) =
-        live_with(|_| Ok(slow), async |socket, _| until(&Client::new(socket), State::Stopping).await);
+        live_with(move |_| Ok(slow), async |socket, _| until(&Client::new(socket), State::Stopping).await);
     assert_eq!(exit, Exit::Success);
 }
 
@@ -198,8 +199,10 @@ fn a_signal_stops_a_guest_that_only_runs() {
         [(StopSignal::Terminate, Exit::Terminated), (StopSignal::Interrupt, Exit::Interrupted)]
     {
         let script = vec![MachineEvent::Stage(BootStage::Entered)];
-        let (ended, (), status, _dir) =
-            live_with(|_| Ok(machine(script)), async |_, signals| signals.send(signal).await.expect("heard"));
+        let (ended, (), status, _dir) = live_with(
+            move |_| Ok(machine(script)),
+            async |_, signals| signals.send(signal).await.expect("heard"),
+        );
         assert_eq!(ended, exit);
         assert_eq!(status["state"], "stopped");
         assert_eq!(status["reason"]["by"], signal.name());
@@ -213,6 +216,7 @@ fn a_second_signal_leaves_a_machine_that_does_not_stop() {
     let (exit, (), status, _dir) = live_with(
         |_| Ok(stuck),
         async |socket, signals| {
+            until(&Client::new(socket), State::Booting).await;
             signals.send(StopSignal::Interrupt).await.expect("heard");
             until(&Client::new(socket), State::Stopping).await;
             signals.send(StopSignal::Terminate).await.expect("heard");
@@ -221,4 +225,21 @@ fn a_second_signal_leaves_a_machine_that_does_not_stop() {
     assert!(begun.elapsed() < Duration::from_secs(3), "it did not wait for the machine");
     assert_eq!(exit, Exit::Terminated);
     assert_eq!(status["reason"]["by"], "SIGTERM");
+}
+
+#[test]
+fn a_signal_while_the_machine_is_being_built_ends_the_run_at_once() {
+    let (release, held) = std::sync::mpsc::channel::<()>();
+    let build = move |_: &RunPlan| {
+        let _ = held.recv();
+        Ok(machine(ended(EndReason::PowerOff)))
+    };
+    let (exit, (), status, _dir) = live_with(build, async |socket, signals| {
+        until(&Client::new(socket), State::Creating).await;
+        signals.send(StopSignal::Terminate).await.expect("sent");
+    });
+    assert_eq!(exit, Exit::Terminated);
+    assert_eq!(status["state"], "stopped");
+    assert_eq!(status["reason"]["by"], "SIGTERM");
+    drop(release);
 }
