@@ -3,6 +3,7 @@
 //! A stock kernel has no console before it loads the virtio modules, so a panic before that is silent. But its words are
 //! in its log buffer, and the log buffer is in guest RAM.
 
+use memchr::memmem;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::memory::RamRegion;
@@ -70,7 +71,7 @@ fn find_panic(memory: &GuestMemoryMmap, gpa: u64, len: usize) -> Option<(u64, St
     let mut window = vec![0; len];
     memory.read_slice(&mut window, GuestAddress(gpa)).ok()?;
     let mut from = 0;
-    while let Some(at) = find(window.get(from..)?, PANIC.as_bytes()).map(|at| from + at) {
+    while let Some(at) = memmem::find(window.get(from..)?, PANIC.as_bytes()).map(|at| from + at) {
         let text = printable_run(window.get(at..)?);
         // The kernel's own format string has a conversion where the log has words.
         if !text.contains('%') {
@@ -109,10 +110,6 @@ fn without_echo(run: &[u8]) -> &[u8] {
 
 fn is_text(byte: u8) -> bool {
     matches!(byte, b' '..=b'~' | b'\t')
-}
-
-fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
-    memchr::memmem::find(haystack, needle)
 }
 
 #[cfg(test)]
