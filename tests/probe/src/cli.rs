@@ -13,7 +13,7 @@ use crate::sockets::Address;
 use crate::streams::Flow;
 use crate::{
     churn, console, datagrams, disk, echo, exchange, files, interrupts, memory, modules, sockets, streams,
-    watchdog,
+    tap, watchdog,
 };
 
 /// Works a device from inside a guest, or the host's side of it: prints key=value, fails at the first mismatch.
@@ -182,6 +182,13 @@ enum Command {
     FileCheck { directory: PathBuf },
     /// How often each queue of each virtio device has interrupted
     Irqs,
+    /// Make a persistent tap interface (the host's side of a network device)
+    Tap {
+        name: String,
+        /// One that can be opened several times, once for each pair of queues
+        #[arg(long)]
+        multi_queue: bool,
+    },
     /// Load kernel modules by name, with what they need
     Load {
         /// NAME or NAME,PARAMETER=VALUE
@@ -230,6 +237,7 @@ pub(crate) fn run() -> Result<()> {
         }
         Command::FileCheck { directory } => files::check(&directory),
         Command::Irqs => interrupts::print(),
+        Command::Tap { name, multi_queue } => tap::make(&name, multi_queue),
         Command::Load { modules } => modules::load(&modules),
     }
 }

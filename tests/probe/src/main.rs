@@ -18,6 +18,7 @@ mod modules;
 mod pattern;
 mod sockets;
 mod streams;
+mod tap;
 mod watchdog;
 
 use std::process::ExitCode;
