@@ -16,6 +16,8 @@ mod vm;
 mod boot;
 #[path = "guest/devices.rs"]
 mod devices;
+#[path = "guest/drivers.rs"]
+mod drivers;
 #[path = "guest/endings.rs"]
 mod endings;
 #[path = "guest/exits.rs"]
