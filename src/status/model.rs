@@ -19,6 +19,11 @@ pub enum EndReason {
     },
     /// A vCPU triple-faulted (KVM_EXIT_SHUTDOWN).
     TripleFault,
+    /// The guest had started its watchdog and did not feed it in time.
+    Watchdog {
+        /// How long it was silent: the timeout it had set, in milliseconds.
+        silent_ms: u64,
+    },
     /// KVM could not go on: KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_FAIL_ENTRY or a failing KVM_RUN.
     KvmError {
         /// Which exit, with its sub-error or hardware reason in words.
