@@ -16,6 +16,8 @@ mod devices;
 mod endings;
 #[path = "guest/exits.rs"]
 mod exits;
+#[path = "guest/platform.rs"]
+mod platform;
 
 /// What every other test stands on: these guests run on true VT-x.
 #[test]

@@ -141,7 +141,7 @@ pub struct DeviceFacts {
     /// What is behind it on the host, for example a disk's path.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backend: Option<String>,
-    /// `inactive`, `active` or `needs-reset`.
+    /// `inactive`, `active` or `needs-reset`; a watchdog is active while it counts down.
     pub state: String,
     /// Accesses to its registers that exited to user space.
     pub trapped_reads: u64,
