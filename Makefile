@@ -57,7 +57,6 @@ node: binaries
 assets: binaries
 	$(call say,'guest kernels and their initramfs')
 	@for kernel in $(KERNELS); do $(MAKE) $(ASSETS)/$$kernel/initramfs.cpio; done
-	@for kernel in $(filter debian-%,$(KERNELS)); do $(MAKE) $(ASSETS)/$$kernel/devices.cpio; done
 
 $(ASSETS)/debian-%/vmlinux: images/kernel/debian.sh images/kernel/archive.sh
 	images/kernel/debian.sh $* $(CURDIR)/target/kernels/debian-$*
@@ -71,12 +70,6 @@ INITRAMFS = $(QUICK)/nestling-initramfs --init $(QUICK)/nestling-init --busybox 
 
 $(ASSETS)/debian-%/initramfs.cpio: $(ASSETS)/debian-%/vmlinux $(QUICK)/nestling-init $(QUICK)/nestling-initramfs
 	$(INITRAMFS) --kernel target/kernels/debian-$* --out $@
-
-# The drivers of devices that a guest can do without; Nestling's own kernel has them built in.
-DEVICE_MODULES := pvpanic_mmio wdat_wdt button evdev
-
-$(ASSETS)/debian-%/devices.cpio: $(ASSETS)/debian-%/vmlinux $(QUICK)/nestling-init $(QUICK)/nestling-initramfs
-	$(INITRAMFS) --kernel target/kernels/debian-$* $(DEVICE_MODULES:%=--module %) --out $@
 
 $(ASSETS)/nestling/initramfs.cpio: $(ASSETS)/nestling/vmlinux $(QUICK)/nestling-init $(QUICK)/nestling-initramfs
 	$(INITRAMFS) --out $@

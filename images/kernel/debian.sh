@@ -7,10 +7,8 @@
 # OUT_DIR/vmlinux                the ELF file inside it, for the PVH entry
 # OUT_DIR/release                what `uname -r` will say
 # OUT_DIR/lib/modules/RELEASE/   the modules a virtual machine (and a nested one's host) can use, and the index files
-# OUT_DIR/kept                   which these are
 #
-# A finished OUT_DIR is left alone, so a second call returns at once, unless this script keeps other modules by now; remove
-# it to get a newer kernel.
+# A finished OUT_DIR is left alone, so a second call returns at once; remove it to get a newer kernel.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=images/kernel/archive.sh
@@ -23,7 +21,7 @@ version=$1 out=$2
 kept_modules=(
 	kernel/arch/x86/{kvm,crypto}
 	kernel/block kernel/crypto kernel/lib kernel/virt
-	kernel/drivers/{acpi,block,char,crypto/virtio,firmware,input,misc,ptp,rtc,vhost,virt,virtio,watchdog}
+	kernel/drivers/{acpi,block,char,crypto/virtio,firmware,input,misc,ptp,rtc,vhost,virt,virtio}
 	kernel/drivers/net/{tap.ko,tun.ko,veth.ko,virtio_net.ko,net_failover.ko,macvtap.ko,macvlan.ko,vsockmon.ko}
 	kernel/fs/{autofs,ext4,fat,fuse,isofs,jbd2,nls,overlayfs,squashfs,xfs,btrfs,mbcache.ko,binfmt_misc.ko,efivarfs}
 	kernel/net/{802,8021q,bridge,core,ipv4,ipv6,llc,netfilter,packet,unix,vmw_vsock}
@@ -71,12 +69,8 @@ keep() {
 main() {
 	local work package release tree
 	if [[ -s $out/release && -s $out/vmlinux && -s $out/bzImage ]]; then
-		if [[ -e $out/kept && $(cat "$out/kept") == "${kept_modules[*]}" ]]; then
-			say "$out holds $(cat "$out/release") already"
-			return
-		fi
-		say "$out holds $(cat "$out/release") without some module that is wanted by now: fetching it anew"
-		rm -rf "$out"
+		say "$out holds $(cat "$out/release") already"
+		return
 	fi
 	[[ ! -e $out || -z $(ls -A "$out") ]] || die "$out holds something else: give an empty or a new directory"
 	case $version in
@@ -112,7 +106,6 @@ main() {
 	keep "$tree" "$release"
 	rm -rf "$tree"
 	echo "$release" >"$work/done/release"
-	echo "${kept_modules[*]}" >"$work/done/kept"
 	chmod -R u=rwX,go=rX "$work/done"
 
 	[[ ! -d $out ]] || rmdir "$out"
