@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::error::Problem;
+use super::options;
 
 /// The keys a disk has, for messages and for spelling hints.
 pub(super) const KEYS: [&str; 3] = ["path", "readonly", "format"];
@@ -26,17 +27,7 @@ impl DiskConfig {
     pub fn parse(text: &str) -> Result<Self, Problem> {
         let refuse = |reason: String| Problem::Disk { text: text.to_owned(), reason };
         let mut disk = Self::default();
-        let mut seen = Vec::new();
-        for (index, part) in text.split(',').enumerate() {
-            let (key, value) = match part.split_once('=') {
-                Some(pair) => pair,
-                None if index == 0 => ("path", part),
-                None => return Err(refuse(format!("`{part}` has no value"))),
-            };
-            if seen.contains(&key) {
-                return Err(refuse(format!("`{key}` is there twice")));
-            }
-            seen.push(key);
+        for (key, value) in options::pairs(text, "path").map_err(refuse)? {
             disk.set(key, value).map_err(refuse)?;
         }
         if disk.path.as_os_str().is_empty() {

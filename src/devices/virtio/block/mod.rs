@@ -11,7 +11,7 @@ use vm_memory::{Bytes, GuestMemoryMmap};
 
 use self::request::{Operation, Request};
 use super::queue::Queues;
-use super::{Fault, Kind, VirtioDevice};
+use super::{Counters, Fault, Kind, Lane, QueueHandler, Start, VirtioDevice};
 use crate::backend::disk::{RawDisk, SECTOR};
 use crate::devices::complaints::Complaints;
 
@@ -36,7 +36,7 @@ const STATUS_IOERR: u8 = 1;
 const STATUS_UNSUPP: u8 = 2;
 
 #[derive(Debug, Default)]
-struct Counters {
+struct Counts {
     reads: AtomicU64,
     writes: AtomicU64,
     flushes: AtomicU64,
@@ -47,13 +47,23 @@ struct Counters {
 
 /// A disk device over a raw image.
 #[derive(Debug)]
-pub struct Block {
+pub struct Block(Arc<Shared>);
+
+/// What outlives a reset by the driver.
+#[derive(Debug)]
+struct Shared {
     disk: RawDisk,
     serial: [u8; request::ID_BYTES],
+    counters: Counts,
+    complaints: Complaints,
+}
+
+/// Serves the requests of one queue.
+#[derive(Debug)]
+struct BlockHandler {
+    shared: Arc<Shared>,
     /// The driver never flushes, so every write must be stable when it is done.
     write_through: bool,
-    counters: Arc<Counters>,
-    complaints: Complaints,
 }
 
 impl Block {
@@ -64,15 +74,17 @@ impl Block {
         for (to, from) in serial.iter_mut().zip(format!("nestling-{index}").bytes()) {
             *to = from;
         }
-        Self {
-            disk,
-            serial,
-            write_through: false,
-            counters: Arc::default(),
-            complaints: Complaints::default(),
-        }
+        let (counters, complaints) = (Counts::default(), Complaints::default());
+        Self(Arc::new(Shared { disk, serial, counters, complaints }))
     }
 
+    /// A driver without FLUSH must find each write stable when it is done (virtio 1.2 §5.2.6.2).
+    fn handler(&self, features: u64) -> BlockHandler {
+        BlockHandler { shared: Arc::clone(&self.0), write_through: features & F_FLUSH == 0 }
+    }
+}
+
+impl BlockHandler {
     /// Serves one request and returns the bytes written into its chain, the status byte included.
     fn serve(
         &self,
@@ -84,7 +96,7 @@ impl Block {
         let (status, written) = match done {
             Ok(written) => (STATUS_OK, written),
             Err(status) => {
-                self.counters.errors.fetch_add(1, Ordering::Relaxed);
+                self.shared.counters.errors.fetch_add(1, Ordering::Relaxed);
                 (status, 0)
             }
         };
@@ -97,21 +109,23 @@ impl Block {
     /// Does the operation; the error is the status the guest gets.
     fn execute(&self, request: &Request<'_>) -> Result<u32, u8> {
         let count = |counter: &AtomicU64, by: u64| counter.fetch_add(by, Ordering::Relaxed);
-        let counters = &self.counters;
+        let counters = &self.shared.counters;
         match request.operation {
             Operation::Read => {
                 let offset = self.check_range(request)?;
-                self.disk
+                self.shared
+                    .disk
                     .read_at(&request.data, offset)
                     .map_err(|error| self.failed("read", offset, &error))?;
                 count(&counters.reads, 1);
                 count(&counters.bytes_read, request.data_bytes);
                 Ok(request.data_bytes as u32)
             }
-            Operation::Write if self.disk.readonly() => Err(STATUS_IOERR),
+            Operation::Write if self.shared.disk.readonly() => Err(STATUS_IOERR),
             Operation::Write => {
                 let offset = self.check_range(request)?;
-                self.disk
+                self.shared
+                    .disk
                     .write_at(&request.data, offset)
                     .map_err(|error| self.failed("write", offset, &error))?;
                 if self.write_through {
@@ -122,14 +136,14 @@ impl Block {
                 Ok(0)
             }
             Operation::Flush => self.flush().map(|()| 0),
-            Operation::GetId => Ok(request.fill(&self.serial)),
+            Operation::GetId => Ok(request.fill(&self.shared.serial)),
             Operation::Unknown(_) => Err(STATUS_UNSUPP),
         }
     }
 
     fn flush(&self) -> Result<(), u8> {
-        self.disk.flush().map_err(|error| self.failed("flush", 0, &error))?;
-        self.counters.flushes.fetch_add(1, Ordering::Relaxed);
+        self.shared.disk.flush().map_err(|error| self.failed("flush", 0, &error))?;
+        self.shared.counters.flushes.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 
@@ -139,13 +153,13 @@ impl Block {
         let end = request.sector.checked_add(sectors).ok_or(STATUS_IOERR)?;
         let whole = request.data_bytes.is_multiple_of(SECTOR);
         let offset = request.sector.checked_mul(SECTOR).ok_or(STATUS_IOERR)?;
-        if whole && end <= self.disk.sectors() { Ok(offset) } else { Err(STATUS_IOERR) }
+        if whole && end <= self.shared.disk.sectors() { Ok(offset) } else { Err(STATUS_IOERR) }
     }
 
     fn failed(&self, what: &str, offset: u64, error: &std::io::Error) -> u8 {
         // A guest repeats a failed request as often as it likes.
-        if self.complaints.may_speak() {
-            tracing::warn!(disk = %self.disk.path().display(), offset, %error, "a disk {what} failed; the guest sees an I/O error");
+        if self.shared.complaints.may_speak() {
+            tracing::warn!(disk = %self.shared.disk.path().display(), offset, %error, "a disk {what} failed; the guest sees an I/O error");
         }
         STATUS_IOERR
     }
@@ -157,18 +171,18 @@ impl VirtioDevice for Block {
     }
 
     fn features(&self) -> u64 {
-        let readonly = if self.disk.readonly() { F_RO } else { 0 };
+        let readonly = if self.0.disk.readonly() { F_RO } else { 0 };
         F_SEG_MAX | F_BLK_SIZE | F_FLUSH | readonly
     }
 
-    fn queue_sizes(&self) -> &'static [u16] {
-        &[QUEUE_SIZE]
+    fn queue_sizes(&self) -> Vec<u16> {
+        vec![QUEUE_SIZE]
     }
 
     /// `struct virtio_blk_config` (virtio 1.2 §5.2.4) up to `blk_size`.
     fn config(&self) -> Vec<u8> {
         let mut config = Vec::with_capacity(24);
-        config.extend_from_slice(&self.disk.sectors().to_le_bytes());
+        config.extend_from_slice(&self.0.disk.sectors().to_le_bytes());
         config.extend_from_slice(&0_u32.to_le_bytes()); // size_max: not offered
         config.extend_from_slice(&SEG_MAX.to_le_bytes());
         config.extend_from_slice(&[0; 4]); // geometry: not offered
@@ -176,29 +190,22 @@ impl VirtioDevice for Block {
         config
     }
 
-    /// A driver without FLUSH must find each write stable when it is done (virtio 1.2 §5.2.6.2).
-    fn on_start(&mut self, features: u64) {
-        self.write_through = features & F_FLUSH == 0;
+    fn start(&self, start: Start<'_>) -> Result<Vec<Lane>, Fault> {
+        Ok(Lane::all(1, self.handler(start.features)))
     }
 
-    fn on_queue(&mut self, queues: &mut Queues, index: usize) -> Result<(), Fault> {
-        match queues.get(index) {
-            Some(queue) => queue.serve(|memory, chain| self.serve(memory, chain)),
-            None => Ok(()),
-        }
-    }
-
-    fn on_stop(&mut self) {
-        if !self.disk.readonly()
-            && let Err(error) = self.disk.flush()
+    fn stop(&self) {
+        if !self.0.disk.readonly()
+            && let Err(error) = self.0.disk.flush()
         {
-            tracing::error!(disk = %self.disk.path().display(), %error, "the disk could not be flushed");
+            tracing::error!(disk = %self.0.disk.path().display(), %error, "the disk could not be flushed");
         }
     }
 
-    fn counters(&self) -> Box<dyn Fn() -> BTreeMap<String, u64> + Send + Sync> {
-        let counters = Arc::clone(&self.counters);
+    fn counters(&self) -> Counters {
+        let shared = Arc::clone(&self.0);
         Box::new(move || {
+            let counters = &shared.counters;
             let load = |name: &str, counter: &AtomicU64| (name.to_owned(), counter.load(Ordering::Relaxed));
             BTreeMap::from([
                 load("reads", &counters.reads),
@@ -212,9 +219,18 @@ impl VirtioDevice for Block {
     }
 
     fn backend(&self) -> Option<String> {
-        let access = if self.disk.readonly() { ", read-only" } else { "" };
-        let bytes = self.disk.sectors().saturating_mul(SECTOR);
-        Some(format!("{} (raw, {bytes} bytes{access})", self.disk.path().display()))
+        let access = if self.0.disk.readonly() { ", read-only" } else { "" };
+        let bytes = self.0.disk.sectors().saturating_mul(SECTOR);
+        Some(format!("{} (raw, {bytes} bytes{access})", self.0.disk.path().display()))
+    }
+}
+
+impl QueueHandler for BlockHandler {
+    fn on_queue(&mut self, queues: &mut Queues, index: usize) -> Result<(), Fault> {
+        match queues.get(index) {
+            Some(queue) => queue.serve(|memory, chain| self.serve(memory, chain)),
+            None => Ok(()),
+        }
     }
 }
 

@@ -21,6 +21,7 @@ struct Fixture {
     driver: Driver,
     queues: Queues,
     block: Block,
+    handler: BlockHandler,
     image: tempfile::NamedTempFile,
 }
 
@@ -31,11 +32,12 @@ fn fixture(readonly: bool) -> Fixture {
         image.write_all(&[sector as u8 + 1; 512]).unwrap();
     }
     let block = Block::new(RawDisk::open(image.path(), readonly).unwrap(), 0);
+    let handler = block.handler(F_FLUSH);
     let memory = guest_ram();
     memory.write_obj(UNTOUCHED, GuestAddress(STATUS)).unwrap();
     let driver = Driver::new(&memory, 0, QUEUE_SIZE);
     let queues = Queues(vec![Some(driver.device(false, &open_msix(1).1))]);
-    Fixture { memory, driver, queues, block, image }
+    Fixture { memory, driver, queues, block, handler, image }
 }
 
 impl Fixture {
@@ -48,7 +50,7 @@ impl Fixture {
     /// Serves one chain and returns its used length.
     fn serve(&mut self, chain: &[Buffer]) -> Result<u32, Fault> {
         self.driver.offer(chain);
-        self.block.on_queue(&mut self.queues, 0)?;
+        self.handler.on_queue(&mut self.queues, 0)?;
         Ok(self.driver.used().last().unwrap().1)
     }
 
@@ -79,7 +81,7 @@ fn an_empty_last_buffer_does_not_move_the_status_byte() {
 fn a_driver_that_never_flushes_finds_its_writes_stable() {
     for (features, flushes) in [(F_FLUSH, 0), (0, 1)] {
         let mut disk = fixture(false);
-        disk.block.on_start(features);
+        disk.handler = disk.block.handler(features);
         disk.header(1, 0);
         disk.serve(&[readable(HEADER, 16), readable(BODY, 512), writable(STATUS, 1)]).unwrap();
         assert_eq!(disk.status(), STATUS_OK);
@@ -142,7 +144,7 @@ fn every_request_has_its_status_and_its_exact_used_length() {
         assert_eq!(disk.serve(&chain).unwrap(), used, "{what}");
         assert_eq!(disk.status(), expected, "{what}");
         disk.driver.offer_indirect(DATA + 0x9000, &chain);
-        disk.block.on_queue(&mut disk.queues, 0).unwrap();
+        disk.handler.on_queue(&mut disk.queues, 0).unwrap();
         assert_eq!(disk.driver.used()[1].1, used, "the same by an indirect table: {what}");
     }
 }
@@ -238,19 +240,19 @@ fn chains_without_end_are_bounded() {
     disk.driver.store(0, HEADER, 16, 1, 1);
     disk.driver.store(1, BODY, 512, 3, 1);
     disk.driver.offer_head(0);
-    disk.block.on_queue(&mut disk.queues, 0).unwrap();
+    disk.handler.on_queue(&mut disk.queues, 0).unwrap();
     assert_eq!(disk.driver.used(), [(0, 1)], "a read of 255 buffers is beyond this disk");
 
     let mut disk = fixture(false);
     disk.driver.store(0, DATA, 16, 4, 0);
     disk.memory.write_obj([DATA, 16 | 4 << 32], GuestAddress(DATA)).unwrap();
     disk.driver.offer_head(0);
-    assert!(disk.block.on_queue(&mut disk.queues, 0).is_err(), "indirect inside indirect");
+    assert!(disk.handler.on_queue(&mut disk.queues, 0).is_err(), "indirect inside indirect");
 
     let mut disk = fixture(false);
     disk.driver.store(0, DATA, 8, 4, 0);
     disk.driver.offer_head(0);
-    assert!(disk.block.on_queue(&mut disk.queues, 0).is_err(), "half a descriptor");
+    assert!(disk.handler.on_queue(&mut disk.queues, 0).is_err(), "half a descriptor");
 }
 
 #[test]
@@ -258,7 +260,7 @@ fn a_host_that_fails_is_an_error_for_the_guest_and_one_line_for_us() {
     let mut disk = fixture(false);
     disk.header(READ, SECTORS + 1);
     disk.serve(&[header(), writable(BODY, 512), status()]).unwrap();
-    assert!(disk.block.complaints.may_speak(), "the guest's mistake is not the host's");
+    assert!(disk.block.0.complaints.may_speak(), "the guest's mistake is not the host's");
     disk.image.as_file().set_len(512).unwrap();
     disk.header(READ, 4);
     assert_eq!(disk.serve(&[header(), writable(BODY, 512), status()]).unwrap(), 1);

@@ -67,7 +67,7 @@ proptest! {
             disk.driver.offer(&chain);
         }
         let before = frozen(&disk, &chain);
-        let served = disk.block.on_queue(&mut disk.queues, 0);
+        let served = disk.handler.on_queue(&mut disk.queues, 0);
         prop_assert!(before == frozen(&disk, &chain));
         let room: u64 = chain.iter().filter(|buffer| buffer.writable).map(|buffer| u64::from(buffer.len)).sum();
         if served.is_ok() {
