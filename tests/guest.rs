@@ -5,6 +5,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on fails")]
 
+#[path = "guest/host.rs"]
+mod host;
+#[path = "guest/steady.rs"]
+mod steady;
 #[path = "guest/vm.rs"]
 mod vm;
 
@@ -18,6 +22,8 @@ mod endings;
 mod exits;
 #[path = "guest/platform.rs"]
 mod platform;
+#[path = "guest/storage.rs"]
+mod storage;
 
 /// What every other test stands on: these guests run on true VT-x.
 #[test]

@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
@@ -14,17 +13,13 @@ use serde_json::Value;
 
 use super::vm::{Kernel, Vm};
 
-/// The initramfs whose modules drive these devices too; Nestling's kernel has them built in.
-fn initramfs(kernel: Kernel) -> PathBuf {
-    let plain = kernel.initramfs();
-    if kernel == Kernel::Nestling { plain } else { plain.with_file_name("devices.cpio") }
+/// Loads what drives these devices, before the script.
+fn with_drivers(script: &str) -> String {
+    format!("probe load pvpanic_mmio wdat_wdt button evdev && {{ {script}; }}")
 }
 
-/// Starts `kernel` with all its drivers and a shell script as the workload.
 fn start(kernel: Kernel, arguments: &[&str], script: &str) -> Vm {
-    let (vmlinux, initramfs) = (kernel.vmlinux(), initramfs(kernel));
-    let images = ["--kernel", vmlinux.to_str().unwrap(), "--initrd", initramfs.to_str().unwrap()];
-    Vm::start(&[&images, arguments, &["--", "/bin/sh", "-c", script]].concat())
+    Vm::start_devices(kernel, arguments, &with_drivers(script))
 }
 
 fn device<'a>(status: &'a Value, kind: &str) -> &'a Value {
@@ -159,10 +154,10 @@ struct Guest {
 
 impl Guest {
     fn start(kernel: Kernel, script: &str) -> Self {
-        let command = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
+        let command = vec!["/bin/sh".into(), "-c".into(), with_drivers(script)];
         let config = Config {
             kernel: Some(Given::by_flag("--kernel", kernel.vmlinux())),
-            initrd: Some(Given::by_flag("--initrd", initramfs(kernel))),
+            initrd: Some(Given::by_flag("--initrd", kernel.devices())),
             command: Some(Given::by_flag("--", command)),
             ..Config::default()
         };
