@@ -13,13 +13,16 @@ use serde_json::Value;
 
 use super::vm::{Kernel, Vm};
 
-/// Loads what drives these devices, before the script.
-fn with_drivers(script: &str) -> String {
+/// The script after the drivers of these devices are loaded; Nestling's own kernel has them built in.
+fn with_drivers(kernel: Kernel, script: &str) -> String {
+    if kernel == Kernel::Nestling {
+        return script.to_owned();
+    }
     format!("probe load pvpanic_mmio wdat_wdt button evdev && {{ {script}; }}")
 }
 
 fn start(kernel: Kernel, arguments: &[&str], script: &str) -> Vm {
-    Vm::start_devices(kernel, arguments, &with_drivers(script))
+    Vm::start_devices(kernel, arguments, &with_drivers(kernel, script))
 }
 
 fn device<'a>(status: &'a Value, kind: &str) -> &'a Value {
@@ -154,7 +157,7 @@ struct Guest {
 
 impl Guest {
     fn start(kernel: Kernel, script: &str) -> Self {
-        let command = vec!["/bin/sh".into(), "-c".into(), with_drivers(script)];
+        let command = vec!["/bin/sh".into(), "-c".into(), with_drivers(kernel, script)];
         let config = Config {
             kernel: Some(Given::by_flag("--kernel", kernel.vmlinux())),
             initrd: Some(Given::by_flag("--initrd", kernel.devices())),
