@@ -51,12 +51,10 @@ fn a_panic_is_told_by_a_guest_that_would_stay_as_it_is() {
 #[test]
 fn a_guest_that_falls_silent_is_ended_by_its_watchdog() {
     // Fed every second for longer than its timeout, and then not any more: the feeder is killed and cannot say goodbye.
-    let script = "watchdog -F -T 3 -t 1 /dev/watchdog0 & sleep 7; cat /sys/class/watchdog/watchdog0/identity; \
-                  echo fed; kill -9 $!; sleep 1000";
+    let script = "watchdog -F -T 3 -t 1 /dev/watchdog0 & sleep 7; echo fed; kill -9 $!; sleep 1000";
     for kernel in Kernel::ALL {
         let ended = start(kernel, &[], script).end();
         ended.assert_code(207);
-        ended.assert_console("wdat_wdt");
         ended.assert_console("fed");
         assert_eq!(ended.status["exit_name"], "watchdog");
         assert_eq!(ended.status["state"], "failed");
@@ -68,7 +66,7 @@ fn a_guest_that_falls_silent_is_ended_by_its_watchdog() {
             "{kernel:?}: {} reads and {} writes in 10 s",
             watchdog["trapped_reads"], watchdog["trapped_writes"]
         );
-        assert!(watchdog["trapped_writes"].as_u64().unwrap() < 20, "{watchdog}");
+        assert!((7..20).contains(&watchdog["trapped_writes"].as_u64().unwrap()), "{watchdog}");
     }
 }
 
