@@ -121,12 +121,14 @@ impl Devices {
 
     /// Lets every worker finish what it has begun and rest. The vCPUs rest already.
     pub(super) fn pause(&self) {
+        self.platform.pause();
         self.virtio.iter().for_each(|function| function.pause());
     }
 
     /// Lets every worker go on.
     pub(super) fn resume(&self) {
         self.virtio.iter().for_each(|function| function.resume());
+        self.platform.resume();
     }
 
     /// Stops every worker; disks are flushed.

@@ -23,7 +23,7 @@ const WATCHDOG: &str = "watchdog";
 
 /// What somebody outside a vCPU still has to reach.
 pub(super) struct Platform {
-    pub(super) watchdog: Option<Arc<Watchdog>>,
+    watchdog: Option<Arc<Watchdog>>,
     generation: GenerationId,
     power_button: EventFd,
 }
@@ -65,6 +65,20 @@ impl Platform {
             "inactive"
         } else {
             "active"
+        }
+    }
+
+    /// What counts time stands still.
+    pub(super) fn pause(&self) {
+        if let Some(watchdog) = &self.watchdog {
+            watchdog.pause();
+        }
+    }
+
+    /// And goes on.
+    pub(super) fn resume(&self) {
+        if let Some(watchdog) = &self.watchdog {
+            watchdog.resume();
         }
     }
 

@@ -71,6 +71,25 @@ fn a_guest_that_falls_silent_is_ended_by_its_watchdog() {
 }
 
 #[test]
+fn a_pause_of_the_machine_is_not_the_guests_silence() {
+    let script = "watchdog -F -T 3 -t 1 /dev/watchdog0 & sleep 2; echo up; read line; sleep 5; echo alive";
+    let mut vm = start(Kernel::Debian61, &[], script);
+    vm.expect("up\r\n");
+    assert!(vm.ask(&["pause"]).status.success());
+    std::thread::sleep(Duration::from_secs(8));
+    let status = vm.status();
+    assert_eq!(
+        (&status["state"], &device(&status, "watchdog")["state"]),
+        (&"paused".into(), &"active".into())
+    );
+    assert!(vm.ask(&["resume"]).status.success());
+    vm.type_line("");
+    let ended = vm.end();
+    ended.assert_code(0);
+    ended.assert_console("alive");
+}
+
+#[test]
 fn a_watchdog_that_was_stopped_ends_nothing() {
     let script = "exec 3>/dev/watchdog0; sleep 1; printf V >&3; exec 3>&-; sleep 40; echo alive";
     let ended = start(Kernel::Debian61, &[], script).end();
