@@ -146,6 +146,7 @@ fn every_bad_flag_is_one_sentence_and_leaves_nothing() {
         ("--socket", long.as_str(), ["has 120 bytes", "107"]),
         ("--status-file", "missing/status.json", ["missing", "No such file"]),
         ("--allow-backend", "none", ["`none`", "hardware or any"]),
+        ("--watchdog", "maybe", ["`maybe`", "on or off"]),
         ("--status-file", "folder", ["a directory is there", "folder"]),
     ] {
         let output = nestling(place.dir.path(), &["run", "--kernel", "kernel", flag, path]);

@@ -68,6 +68,7 @@ fn plan(dir: &Path) -> RunPlan {
         cmdline: CmdlinePlan::Append(String::new()),
         disks: Vec::new(),
         console: ConsoleKind::Virtio,
+        watchdog: true,
     };
     let (socket, status_file) = (dir.join("n.sock"), Some(dir.join("status.json")));
     RunPlan { machine, socket, status_file, allow_backend: AllowBackend::Any }

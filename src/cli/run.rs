@@ -37,8 +37,8 @@ A spec has one key per flag, with the same name:
 The guest's console is on stdout, Nestling's own log on stderr (filter: NESTLING_LOG=debug).
 SIGTERM or SIGINT stops the machine; a second one leaves at once.
 Exit codes: 0 the guest powered off, 130 or 143 stopped, 200 preflight, 201 bad input, 203 guest panic,
-204 guest reset, 205 triple fault, 206 KVM error, 210 internal error. They tell how the VM ended: a command's own exit
-status is on the console, not here.";
+204 guest reset, 205 triple fault, 206 KVM error, 207 watchdog, 210 internal error. They tell how the VM ended: a
+command's own exit status is on the console, not here.";
 
 /// Boot the VM and stay with it until it ends
 #[derive(Debug, Args)]
@@ -81,6 +81,10 @@ pub(super) struct RunArgs {
     /// The guest's console: virtio (hvc0) or serial (ttyS0) [default: virtio]
     #[arg(long, value_name = "KIND")]
     console: Option<String>,
+
+    /// The guest's watchdog, which ends the VM when the guest starts it and then falls silent: on or off [default: on]
+    #[arg(long, value_name = "on|off")]
+    watchdog: Option<String>,
 
     /// Where to serve the status [default: /run/nestling/nestling.sock]
     #[arg(long, value_name = "PATH")]
@@ -135,6 +139,7 @@ impl RunArgs {
             memory: given("--memory", self.memory.as_ref()),
             disk: self.disk.iter().map(|text| disk(text)).collect::<Result<_, _>>()?,
             console: given("--console", self.console.as_ref()),
+            watchdog: given("--watchdog", self.watchdog.as_ref()),
             socket: given("--socket", self.socket.as_ref()),
             status_file: given("--status-file", self.status_file.as_ref()),
             allow_backend: given("--allow-backend", self.allow_backend.as_ref()),

@@ -43,6 +43,8 @@ pub struct MachinePlan {
     pub disks: Vec<DiskPlan>,
     /// Which console the guest gets.
     pub console: ConsoleKind,
+    /// Whether the guest gets a watchdog, whose expiry ends the machine.
+    pub watchdog: bool,
 }
 
 /// How the kernel command line is put together.

@@ -38,6 +38,7 @@ impl Config {
             cmdline: self.cmdline_plan()?,
             disks: self.disk.iter().map(disk_plan).collect::<Result<_, _>>()?,
             console: self.console_kind()?,
+            watchdog: self.has_watchdog()?,
         };
         Ok(RunPlan {
             machine,
@@ -110,6 +111,15 @@ impl Config {
             _ => None,
         })
         .map(|kind| kind.unwrap_or(ConsoleKind::Virtio))
+    }
+
+    fn has_watchdog(&self) -> Result<bool, SpecError> {
+        choose(self.watchdog.as_ref(), "on or off", |text| match text {
+            "on" | "true" => Some(true),
+            "off" | "false" => Some(false),
+            _ => None,
+        })
+        .map(|watchdog| watchdog.unwrap_or(true))
     }
 
     fn allowed_backend(&self) -> Result<AllowBackend, SpecError> {

@@ -26,6 +26,7 @@ fn a_kernel_alone_is_a_whole_spec() {
     assert_eq!(plan.machine.memory_bytes, DEFAULT_MEMORY);
     assert_eq!(plan.machine.cmdline, CmdlinePlan::Append(String::new()));
     assert_eq!(plan.machine.console, ConsoleKind::Virtio);
+    assert!(plan.machine.watchdog);
     assert_eq!(plan.socket, PathBuf::from(DEFAULT_SOCKET));
     assert_eq!(plan.allow_backend, AllowBackend::Hardware);
 }
@@ -51,6 +52,16 @@ fn vcpus_are_one_to_thirty_two_or_auto() {
     }
     let auto = Config { cpus: Some(flag("auto")), ..Config::default() }.cpu_count().expect("auto");
     assert!((1..=32).contains(&auto));
+}
+
+#[test]
+fn a_watchdog_is_on_or_off_however_yaml_spells_it() {
+    for (text, on) in
+        [("on", Some(true)), ("true", Some(true)), ("off", Some(false)), ("false", Some(false)), ("5", None)]
+    {
+        let config = Config { watchdog: Some(flag(text)), ..Config::default() };
+        assert_eq!(config.has_watchdog().ok(), on, "{text}");
+    }
 }
 
 #[test]

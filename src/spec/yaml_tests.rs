@@ -18,6 +18,14 @@ fn a_whole_spec_is_read_with_its_places() {
 }
 
 #[test]
+fn a_word_that_yaml_may_take_for_a_truth_value_stays_as_it_was_written() {
+    for word in ["on", "off", "true", "false"] {
+        let config = parse(&format!("watchdog: {word}\n"), Path::new("vm.yaml")).expect("parses");
+        assert_eq!(config.watchdog.expect("watchdog").value, word);
+    }
+}
+
+#[test]
 fn an_empty_spec_says_nothing() {
     for text in ["", "# only a comment\n", "kernel:\ncpus: ~\n"] {
         assert_eq!(parse(text, Path::new("vm.yaml")).expect("parses"), Config::default(), "{text}");

@@ -19,6 +19,11 @@ pub enum EndReason {
     },
     /// A vCPU triple-faulted (KVM_EXIT_SHUTDOWN).
     TripleFault,
+    /// The guest had started its watchdog and did not feed it in time.
+    Watchdog {
+        /// How long it was silent: the timeout it had set, in milliseconds.
+        silent_ms: u64,
+    },
     /// KVM could not go on: KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_FAIL_ENTRY or a failing KVM_RUN.
     KvmError {
         /// Which exit, with its sub-error or hardware reason in words.
@@ -136,7 +141,7 @@ pub struct DeviceFacts {
     /// What is behind it on the host, for example a disk's path.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backend: Option<String>,
-    /// `inactive`, `active` or `needs-reset`.
+    /// `inactive`, `active` or `needs-reset`; a watchdog is active while it counts down.
     pub state: String,
     /// Accesses to its registers that exited to user space.
     pub trapped_reads: u64,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::control::Control;
 use super::error::{MachineError, resource};
+use super::platform::Platform;
 use super::vcpu::Buses;
 use super::wiring::KvmWiring;
 use crate::backend::console::{ConsoleInput, ConsoleLog};
@@ -14,6 +15,7 @@ use crate::devices::bus::Bus;
 use crate::devices::pci::host_bridge::HostBridge;
 use crate::devices::pci::root::{MAX_DEVICES, PciRoot};
 use crate::devices::platform::power::{self, PowerControl, PowerRequest};
+use crate::devices::platform::pvpanic::PanicEvent;
 use crate::devices::platform::serial::{self, SerialInput, SerialPort};
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::block::Block;
@@ -47,6 +49,7 @@ pub(super) struct Devices {
     pub(super) buses: Buses,
     root: Arc<PciRoot>,
     virtio: Vec<Arc<VirtioPci>>,
+    pub(super) platform: Platform,
     serial_input: Option<SerialInput>,
 }
 
@@ -58,15 +61,17 @@ pub(super) struct Parts<'a> {
     pub(super) control: Arc<Control>,
     pub(super) console: Arc<ConsoleLog>,
     pub(super) input: Option<ConsoleInput>,
+    pub(super) on_panic: Box<dyn Fn(PanicEvent) + Send + Sync>,
     pub(super) on_power: Box<dyn Fn(PowerRequest) + Send + Sync>,
 }
 
 impl Devices {
     /// Builds the plan's devices and puts them on the buses.
     pub(super) fn assemble(parts: Parts<'_>) -> Result<Self, MachineError> {
-        let Parts { plan, memory, wiring, control, console, mut input, on_power } = parts;
+        let Parts { plan, memory, wiring, control, console, mut input, on_panic, on_power } = parts;
         let mut pio = Bus::default();
         pio.add("power", power::FIRST_PORT.into(), power::PORTS, Arc::new(PowerControl::new(on_power)))?;
+        let platform = Platform::assemble(plan, memory, &wiring, &control, on_panic, &mut pio)?;
 
         let mut devices: Vec<Arc<dyn VirtioDevice>> = Vec::new();
         let mut serial_input = None;
@@ -98,7 +103,7 @@ impl Devices {
         mmio.add("pci-window", PCI_MMIO_START, PCI_MMIO_END - PCI_MMIO_START, root.window(PCI_MMIO_START))?;
         mmio.add("pci-ecam", PCI_ECAM_START, PCI_ECAM_SIZE, root.ecam())?;
         let buses = Buses { pio: Arc::new(pio), mmio: Arc::new(mmio) };
-        Ok(Self { buses, root, virtio, serial_input })
+        Ok(Self { buses, root, virtio, platform, serial_input })
     }
 
     /// Facts of the PCI functions in bus order, then of the platform devices that trapped.
@@ -106,7 +111,7 @@ impl Devices {
         let platform = self.buses.pio.trap_counts().into_iter().map(|trap| DeviceFacts {
             kind: trap.name.into(),
             address: if trap.base == 0 { "port any".into() } else { format!("port {:#x}", trap.base) },
-            state: "active".into(),
+            state: self.platform.state(trap.name).into(),
             trapped_reads: trap.reads,
             trapped_writes: trap.writes,
             ..DeviceFacts::default()
@@ -116,12 +121,14 @@ impl Devices {
 
     /// Lets every worker finish what it has begun and rest. The vCPUs rest already.
     pub(super) fn pause(&self) {
+        self.platform.pause();
         self.virtio.iter().for_each(|function| function.pause());
     }
 
     /// Lets every worker go on.
     pub(super) fn resume(&self) {
         self.virtio.iter().for_each(|function| function.resume());
+        self.platform.resume();
     }
 
     /// Stops every worker; disks are flushed.
@@ -129,6 +136,7 @@ impl Devices {
         for function in &self.virtio {
             function.shut_down();
         }
+        self.platform.shut_down();
         if let Some(input) = self.serial_input.take() {
             input.stop();
         }

@@ -11,6 +11,7 @@ mod hypervisor;
 mod kick;
 mod last_words;
 pub mod memory;
+mod platform;
 mod postmortem;
 mod stats;
 mod vcpu;
@@ -104,6 +105,7 @@ impl Machine {
             control: Arc::clone(&control),
             console: Arc::clone(&console),
             input: console_io.input.and_then(ConsoleInput::new),
+            on_panic: last_words.panic_listener(Arc::clone(&control), &ram),
             on_power: last_words.power_switch(Arc::clone(&control), &ram),
         })?;
         let vcpus = create_vcpus(&hypervisor, plan.cpus, &entry, &devices, &control)?;
@@ -265,6 +267,7 @@ fn load(plan: &MachinePlan, ram: &GuestRam) -> Result<EntryPoint, MachineError> 
         cmdline: &cmdline,
         cpus: plan.cpus,
         serial: plan.console == ConsoleKind::Serial,
+        watchdog: plan.watchdog,
     };
     Ok(boot::load(ram.memory(), &request)?)
 }

@@ -71,6 +71,7 @@ impl Guest {
             cmdline: CmdlinePlan::Replace(format!("scenario={scenario}")),
             disks: Vec::new(),
             console: ConsoleKind::Serial,
+            watchdog: true,
         };
         Self { plan, input: None }
     }
