@@ -6,7 +6,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::*;
 use crate::devices::pci::msix::Msix;
-use crate::devices::virtio::QueueHandler;
+use crate::devices::virtio::{Listen, QueueHandler};
 use crate::devices::virtio::testing::{
     Buffer, DATA, Driver, HIGH_RAM, HOLE, RAM_BYTES, guest_ram, open_msix, readable, writable,
 };
@@ -21,6 +21,7 @@ const HUGE: u64 = 2 << 20;
 struct Fixture {
     memory: GuestMemoryMmap,
     balloon: Balloon,
+    layout: Layout,
     handler: BalloonHandler,
     drivers: Vec<Driver>,
     queues: Queues,
@@ -30,8 +31,8 @@ struct Fixture {
 
 fn fixture(features: u64, enabled: &[usize]) -> Fixture {
     let (memory, (wiring, msix)) = (guest_ram(), open_msix(5));
-    for base in [0x1_0000, HIGH_RAM] {
-        memory.write_slice(&vec![7; (RAM_BYTES - 0x1_0000) as usize], GuestAddress(base)).unwrap();
+    for (start, end) in [(0x1_0000, HOLE), (HIGH_RAM, HIGH_RAM + RAM_BYTES)] {
+        memory.write_slice(&vec![7; (end - start) as usize], GuestAddress(start)).unwrap();
     }
     let drivers: Vec<Driver> = (0..5).map(|index| Driver::new(&memory, index, 64)).collect();
     let queue = |(index, driver): (usize, &Driver)| enabled.contains(&index).then(|| driver.device(true, &msix));
@@ -39,7 +40,7 @@ fn fixture(features: u64, enabled: &[usize]) -> Fixture {
     let balloon = Balloon::new(ALL, &memory).unwrap();
     let layout = Layout::of(features, &queues);
     let handler = BalloonHandler::new(Arc::clone(&balloon.0), layout, features).unwrap();
-    Fixture { memory, balloon, handler, drivers, queues, wiring, _msix: msix }
+    Fixture { memory, balloon, layout, handler, drivers, queues, wiring, _msix: msix }
 }
 
 impl Fixture {
@@ -162,7 +163,7 @@ fn queues_are_where_linux_and_the_specification_put_them() {
         (all, &[0, 1, 2, 3, 4], Some(2), Some(4)),
     ] {
         let mut balloon = fixture(features, enabled);
-        assert_eq!(balloon.handler.layout, Layout { statistics, reporting }, "{features} {enabled:?}");
+        assert_eq!(balloon.layout, Layout { statistics, reporting }, "{features} {enabled:?}");
         if let Some(index) = reporting {
             balloon.offer(index, &[writable(HIGH_RAM, HUGE as u32)]).unwrap();
             assert_eq!((balloon.byte(HIGH_RAM), balloon.counter("bytes_reported")), (0, HUGE));
@@ -241,6 +242,7 @@ fn statistics_are_asked_for_by_giving_the_chain_back() {
         balloon.handler.on_queue(&mut balloon.queues, 2).unwrap();
         assert_eq!(balloon.balloon.facts().guest.unwrap().values["free_bytes"], free);
         assert_eq!((balloon.wiring.raised(2), balloon.drivers[2].used().len()), (0, round - 1));
+        balloon.drivers[2].set_used_event(round as u16 - 1);
         ask(&mut balloon);
         ask(&mut balloon);
         assert_eq!((balloon.wiring.raised(2), balloon.drivers[2].used().len()), (1, round));

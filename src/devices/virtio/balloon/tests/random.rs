@@ -24,7 +24,7 @@ proptest! {
         chains in prop::collection::vec((0_usize..5, prop::collection::vec(buffer(), 1..4), any::<bool>()), 1..12),
     ) {
         let mut balloon = fixture(features, &[0, 1, 2, 3]);
-        let layout = balloon.handler.layout;
+        let layout = balloon.layout;
         let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
         balloon.memory.write_slice(&bytes, GuestAddress(DATA)).unwrap();
         // What no chain gives up keeps its byte: look at pages no list names and no report covers.
