@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::agent::signals::StopSignal;
 use crate::spec::plan::MachinePlan;
-use crate::spec::plan::{AllowBackend, CmdlinePlan, ConsoleKind};
+use crate::spec::plan::{AllowBackend, CmdlinePlan, ConsoleKind, RngPlan};
 use crate::status::client::Client;
 use crate::status::model::{BootStage, MachineFacts};
 use crate::status::operation::{Operation, Refusal};
@@ -46,6 +46,8 @@ impl Vm for Scripted {
                 Ok(())
             }
             Operation::Resume => Err(Refusal::Failed("it sleeps on".to_owned())),
+            Operation::SetMemory { target_bytes: 0 } => Err(Refusal::Bad("that is too little".to_owned())),
+            Operation::SetMemory { .. } => Ok(()),
         }
     }
 
@@ -61,6 +63,8 @@ fn machine(script: Vec<MachineEvent>) -> Scripted {
 
 fn plan(dir: &Path) -> RunPlan {
     let machine = MachinePlan {
+        balloon: None,
+        rng: RngPlan::default(),
         cpus: 1,
         memory_bytes: 256 << 20,
         kernel: PathBuf::from("/kernel"),

@@ -82,6 +82,15 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "KIND")]
     console: Option<String>,
 
+    /// The balloon, by which the host gets free guest memory back: `on` or `off`; then `,deflate-on-oom=on|off` and
+    /// `,free-page-reporting=on|off` if wanted [default: on, both on]
+    #[arg(long, value_name = "on|off")]
+    balloon: Option<String>,
+
+    /// Limit of the entropy device: `bytes-per-second=SIZE` [default: none]
+    #[arg(long, value_name = "LIMIT")]
+    rng: Option<String>,
+
     /// Where to serve the status [default: /run/nestling/nestling.sock]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
@@ -135,6 +144,8 @@ impl RunArgs {
             memory: given("--memory", self.memory.as_ref()),
             disk: self.disk.iter().map(|text| disk(text)).collect::<Result<_, _>>()?,
             console: given("--console", self.console.as_ref()),
+            balloon: given("--balloon", self.balloon.as_ref()),
+            rng: given("--rng", self.rng.as_ref()),
             socket: given("--socket", self.socket.as_ref()),
             status_file: given("--status-file", self.status_file.as_ref()),
             allow_backend: given("--allow-backend", self.allow_backend.as_ref()),
