@@ -25,7 +25,9 @@ pub(super) fn run(args: &MemoryArgs) -> Exit {
     let client = Client::new(socket);
     let done = match &args.target {
         Some(target) => super::block_on(socket, client.set_memory(target)),
-        None => super::block_on(socket, client.status()).map(|status| output::print(&render::memory(&status))),
+        None => {
+            super::block_on(socket, client.status()).map(|status| output::print(&render::memory(&status)))
+        }
     };
     match done {
         Ok(()) => Exit::Success,

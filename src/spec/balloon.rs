@@ -44,9 +44,8 @@ mod tests {
 
     #[test]
     fn a_balloon_is_on_or_off_and_its_keys_too() {
-        let plan = |deflate_on_oom, free_page_reporting| {
-            Some(BalloonPlan { deflate_on_oom, free_page_reporting })
-        };
+        let plan =
+            |deflate_on_oom, free_page_reporting| Some(BalloonPlan { deflate_on_oom, free_page_reporting });
         for (text, expected) in [
             ("on", plan(true, true)),
             ("off", None),
@@ -65,7 +64,7 @@ mod tests {
             ("", "on or off"),
             ("128M", "on or off, not `128M`"),
             ("on,deflate-on-oom", "`deflate-on-oom` has no value"),
-            ("on,reporting=on", "did you mean `free-page-reporting`"),
+            ("on,free-page-report=on", "did you mean `free-page-reporting`"),
             ("off,deflate-on-oom=on", "no other keys"),
             ("on,state=off", "twice"),
         ] {

@@ -122,7 +122,9 @@ async fn set_memory(api: Shared<Api>, body: Result<Bytes, BytesRejection>) -> Re
     };
     match target {
         Some(target_bytes) => ask_for(api, Operation::SetMemory { target_bytes }).await,
-        None => refusal(StatusCode::BAD_REQUEST, r#"the body is no target: write for example {"target": "128M"}"#),
+        None => {
+            refusal(StatusCode::BAD_REQUEST, r#"the body is no target: write for example {"target": "128M"}"#)
+        }
     }
 }
 

@@ -24,7 +24,9 @@ fn set_memory(vm: &Vm, target: &str) {
 
 #[test]
 fn what_a_guest_frees_goes_back_to_the_host_by_itself() {
-    let script = format!("stty -echo; probe load virtio_balloon; echo before; read line; {TOUCH}; {TOUCH}; echo ALL DONE");
+    let script = format!(
+        "stty -echo; probe load virtio_balloon; echo before; read line; {TOUCH}; {TOUCH}; echo ALL DONE"
+    );
     for kernel in Kernel::ALL {
         let mut vm = Vm::start_devices(kernel, &["--memory", "384M"], &script);
         vm.expect("before");
@@ -90,7 +92,8 @@ fn a_balloon_takes_memory_gives_it_back_and_yields_before_a_process_is_killed() 
         resident(&small) / MIB
     );
     assert!(resident(&small) + 64 * MIB < resident(&freed));
-    let told = |status: &Value| status["memory"]["balloon"]["guest"]["total_bytes"].as_u64() > Some(256 * MIB);
+    let told =
+        |status: &Value| status["memory"]["balloon"]["guest"]["total_bytes"].as_u64() > Some(256 * MIB);
     let guest = vm.await_status("what the guest says", told);
     println!("{:#}", guest["memory"]["balloon"]);
     let shown = String::from_utf8(vm.ask(&["memory"]).stdout).unwrap();

@@ -6,10 +6,10 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::*;
 use crate::devices::pci::msix::Msix;
-use crate::devices::virtio::{Listen, QueueHandler};
 use crate::devices::virtio::testing::{
     Buffer, DATA, Driver, HIGH_RAM, HOLE, RAM_BYTES, guest_ram, open_msix, readable, writable,
 };
+use crate::devices::virtio::{Listen, QueueHandler};
 use crate::devices::wiring::mock::MockWiring;
 
 mod random;
@@ -35,7 +35,8 @@ fn fixture(features: u64, enabled: &[usize]) -> Fixture {
         memory.write_slice(&vec![7; (end - start) as usize], GuestAddress(start)).unwrap();
     }
     let drivers: Vec<Driver> = (0..5).map(|index| Driver::new(&memory, index, 64)).collect();
-    let queue = |(index, driver): (usize, &Driver)| enabled.contains(&index).then(|| driver.device(true, &msix));
+    let queue =
+        |(index, driver): (usize, &Driver)| enabled.contains(&index).then(|| driver.device(true, &msix));
     let queues = Queues(drivers.iter().enumerate().map(queue).collect());
     let balloon = Balloon::new(ALL, &memory).unwrap();
     let layout = Layout::of(features, &queues);
@@ -68,7 +69,8 @@ impl Fixture {
     }
 
     fn wait_for_timer(&mut self) {
-        let mut poll = libc::pollfd { fd: self.handler.host_sources()[0].fd, events: libc::POLLIN, revents: 0 };
+        let mut poll =
+            libc::pollfd { fd: self.handler.host_sources()[0].fd, events: libc::POLLIN, revents: 0 };
         // SAFETY: one pollfd of this stack frame.
         assert_eq!(unsafe { libc::poll(&raw mut poll, 1, 30_000) }, 1, "a timer runs");
         assert_eq!(self.handler.on_host(&mut self.queues, 0).unwrap(), Listen::Yes);
@@ -259,7 +261,8 @@ fn a_target_is_what_the_guest_keeps() {
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 256 << 20)]).unwrap();
     let balloon = Balloon::new(ALL, &memory).unwrap();
     assert_eq!(balloon.facts().target_bytes, 256 << 20);
-    for (bytes, pages) in [(128 << 20, 128 << 8), ((128 << 20) + 1, (128 << 8) - 1), (32 << 20, 224 << 8), (256 << 20, 0)]
+    for (bytes, pages) in
+        [(128 << 20, 128 << 8), ((128 << 20) + 1, (128 << 8) - 1), (32 << 20, 224 << 8), (256 << 20, 0)]
     {
         balloon.set_target(bytes).unwrap();
         assert_eq!(balloon.config()[..4], u32::to_le_bytes(pages), "{bytes}");
