@@ -302,3 +302,27 @@ fn a_machine_that_is_not_up_yet_is_not_paused() {
     );
     assert!(refused.contains("has not come up yet"), "{refused}");
 }
+
+#[test]
+fn memory_is_set_by_a_size_and_what_is_none_is_refused() {
+    let script = vec![MachineEvent::Stage(BootStage::Entered)];
+    let (_, refused, _, _dir) = live_with(
+        |_| Ok(machine(script)),
+        async |socket, _| {
+            let client = Client::new(socket);
+            until(&client, State::Booting).await;
+            client.set_memory("128M").await.expect("a size");
+            let mut refused = Vec::new();
+            for target in ["much", "0", ""] {
+                refused.push(client.set_memory(target).await.expect_err(target).to_string());
+            }
+            refused.push(client.set_memory(&"x".repeat(5000)).await.expect_err("too long").to_string());
+            client.stop().await.expect("accepted");
+            refused
+        },
+    );
+    let words = ["is no target", "too little", "is no target", "ength limit"];
+    for (refused, words) in refused.iter().zip(words) {
+        assert!(refused.contains(words), "{refused}");
+    }
+}
