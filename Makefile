@@ -21,6 +21,7 @@ help:
 	@echo 'make demo    boot a stock Debian kernel on VT-x and watch it through the status socket'
 	@echo 'make test    all tests; guests run on this machine'"'"'s VT-x, or on an emulated one where it has none'
 	@echo 'make bench   what Nestling costs: exits, memory, size, time to the first KVM_RUN; beside QEMU'
+	@echo 'make fuzz    hostile guests by the million; SECONDS=60 for each target'
 	@echo 'make lint    formatting, clippy, documentation, licences'
 	@echo 'make build   the release binary: $(OUT)/release/nestling'
 	@echo 'make clean   forget target/ (~/.cache/nestling stays)'
@@ -116,6 +117,7 @@ test-guest: assets node
 	@cargo build --profile payload -p nestling-payload --features freestanding --target-dir target/payload
 	@cp -u target/payload/x86_64-unknown-linux-gnu/payload/nestling-payload $(ASSETS)/bin/
 	$(call say,'guests on VT-x')
+	NESTLING_NODE_MODULES=$${NESTLING_NODE_MODULES-vhost_net:vhost_vsock} \
 	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(NODE) runner" NESTLING_PAYLOAD=$(ASSETS)/bin/nestling-payload \
 	cargo test --profile quick --features guest-tests --test guest --test payload -- \
 	  --test-threads=1 --nocapture --skip a_guest_that_never_exits_is_stopped
@@ -126,6 +128,13 @@ bench: binaries build node
 	@$(MAKE) $(ASSETS)/debian-6.1/initramfs.cpio $(ASSETS)/nestling/initramfs.cpio
 	$(call say,'what Nestling costs')
 	@tests/bench.sh
+
+SECONDS ?= 60
+.PHONY: fuzz
+fuzz:
+	@$(MAKE) packages PACKAGES='c++:g++'
+	$(call say,'hostile guests: $(SECONDS) s for each target')
+	@fuzz/run.sh $(SECONDS)
 
 .PHONY: lint
 lint:

@@ -72,16 +72,16 @@ keep() {
 }
 
 main() {
-	local work package release tree
+	local work package release tree stale=
 	if [[ -s $out/release && -s $out/vmlinux && -s $out/bzImage ]]; then
 		if [[ $(cat "$out/recipe" 2>/dev/null) == "$recipe" ]]; then
 			say "$out holds $(cat "$out/release") already"
 			return
 		fi
 		say "$out was made by another version of this script: making it again"
-		rm -rf "$out"
+		stale=$out
 	fi
-	[[ ! -e $out || -z $(ls -A "$out") ]] || die "$out holds something else: give an empty or a new directory"
+	[[ -n $stale || ! -e $out || -z $(ls -A "$out") ]] || die "$out holds something else: give an empty or a new directory"
 	case $version in
 	6.1) releases=(bookworm) pattern='linux-image-6\.1\.[0-9]+-[0-9]+-cloud-amd64' ;;
 	6.12) releases=(bookworm trixie) pattern='linux-image-6\.12\.[0-9]+\+.*-cloud-amd64' ;;
@@ -118,6 +118,7 @@ main() {
 	echo "$recipe" >"$work/done/recipe"
 	chmod -R u=rwX,go=rX "$work/done"
 
+	[[ -z $stale ]] || rm -rf "$stale"
 	[[ ! -d $out ]] || rmdir "$out"
 	mv -T "$work/done" "$out"
 	say "$out holds $release ($(du -sh "$out" | cut -f1))"
