@@ -217,7 +217,8 @@ fn each_lane_has_a_thread_and_a_fault_in_one_ends_all() {
     drop(go_on);
     assert_eq!(test.told.recv_timeout(LONG).unwrap(), Called::Quiesce, "the other lane ends in order");
     workers.stop();
-    assert_eq!(rings.load(Ordering::Relaxed), 3);
+    // The second lane may have met the broken ring before it was rung for it.
+    assert!((2..=3).contains(&rings.load(Ordering::Relaxed)), "{rings:?}");
 }
 
 #[test]
