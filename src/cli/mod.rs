@@ -2,6 +2,7 @@
 
 mod events;
 mod log;
+mod memory;
 mod output;
 mod pause;
 mod preflight;
@@ -42,6 +43,7 @@ enum Command {
     Stop(stop::StopArgs),
     Pause(pause::PauseArgs),
     Resume(pause::ResumeArgs),
+    Memory(memory::MemoryArgs),
 }
 
 /// Which instance a command talks to.
@@ -85,6 +87,7 @@ impl Command {
             Self::Stop(args) => stop::run(args).code(),
             Self::Pause(args) => pause::pause(args).code(),
             Self::Resume(args) => pause::resume(args).code(),
+            Self::Memory(args) => memory::run(args).code(),
         }
     }
 }

@@ -85,6 +85,14 @@ pub(super) struct RunArgs {
     /// The guest's watchdog, which ends the VM when the guest starts it and then falls silent: on or off [default: on]
     #[arg(long, value_name = "on|off")]
     watchdog: Option<String>,
+    /// The balloon, by which the host gets free guest memory back: `on` or `off`; then `,deflate-on-oom=on|off` and
+    /// `,free-page-reporting=on|off` if wanted [default: on, both on]
+    #[arg(long, value_name = "on|off")]
+    balloon: Option<String>,
+
+    /// Limit of the entropy device: `bytes-per-second=SIZE` [default: none]
+    #[arg(long, value_name = "LIMIT")]
+    rng: Option<String>,
 
     /// Where to serve the status [default: /run/nestling/nestling.sock]
     #[arg(long, value_name = "PATH")]
@@ -140,6 +148,8 @@ impl RunArgs {
             disk: self.disk.iter().map(|text| disk(text)).collect::<Result<_, _>>()?,
             console: given("--console", self.console.as_ref()),
             watchdog: given("--watchdog", self.watchdog.as_ref()),
+            balloon: given("--balloon", self.balloon.as_ref()),
+            rng: given("--rng", self.rng.as_ref()),
             socket: given("--socket", self.socket.as_ref()),
             status_file: given("--status-file", self.status_file.as_ref()),
             allow_backend: given("--allow-backend", self.allow_backend.as_ref()),

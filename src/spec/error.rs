@@ -170,6 +170,18 @@ pub enum Problem {
         /// What is wrong.
         reason: String,
     },
+    /// Another device's description that cannot be read.
+    #[error("`{text}` does not describe {what}: {reason}, as in {example}")]
+    Device {
+        /// What was written.
+        text: String,
+        /// Which device, with its article.
+        what: &'static str,
+        /// What is wrong.
+        reason: String,
+        /// A value that is right.
+        example: &'static str,
+    },
     /// A disk format that is planned.
     #[error("disk format qcow2 is not supported yet: convert the image with `qemu-img convert -O raw`")]
     Qcow2,

@@ -45,6 +45,32 @@ pub struct MachinePlan {
     pub console: ConsoleKind,
     /// Whether the guest gets a watchdog, whose expiry ends the machine.
     pub watchdog: bool,
+    /// The balloon, if there is one.
+    pub balloon: Option<BalloonPlan>,
+    /// The entropy device.
+    pub rng: RngPlan,
+}
+
+/// The balloon: guest memory the host can have back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BalloonPlan {
+    /// The guest takes memory out of the balloon rather than kill a process for want of it.
+    pub deflate_on_oom: bool,
+    /// The guest reports free memory without being asked.
+    pub free_page_reporting: bool,
+}
+
+impl Default for BalloonPlan {
+    fn default() -> Self {
+        Self { deflate_on_oom: true, free_page_reporting: true }
+    }
+}
+
+/// The entropy device.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RngPlan {
+    /// Random bytes the guest gets per second; no limit when absent.
+    pub bytes_per_second: Option<u64>,
 }
 
 /// How the kernel command line is put together.

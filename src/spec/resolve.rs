@@ -7,8 +7,9 @@ use super::config::{Config, DEFAULT_SOCKET, Given, Origin, choose};
 use super::disk::DiskConfig;
 use super::error::{Problem, SpecError};
 use super::files::{check_disk, check_image, check_status_file};
-use super::plan::{AllowBackend, CmdlinePlan, ConsoleKind, DiskPlan, MachinePlan, RunPlan};
+use super::plan::{AllowBackend, BalloonPlan, CmdlinePlan, ConsoleKind, DiskPlan, MachinePlan, RunPlan};
 use super::size::parse_size;
+use super::{balloon, rng};
 
 /// The most vCPUs a machine has.
 const MAX_CPUS: u8 = 32;
@@ -39,6 +40,8 @@ impl Config {
             disks: self.disk.iter().map(disk_plan).collect::<Result<_, _>>()?,
             console: self.console_kind()?,
             watchdog: self.has_watchdog()?,
+            balloon: read(self.balloon.as_ref(), balloon::parse)?.unwrap_or(Some(BalloonPlan::default())),
+            rng: read(self.rng.as_ref(), rng::parse)?.unwrap_or_default(),
         };
         Ok(RunPlan {
             machine,
@@ -151,6 +154,14 @@ impl Config {
         check_status_file(given)?;
         Ok(Some(given.value.clone()))
     }
+}
+
+/// Reads a value that may not be there.
+fn read<T>(
+    given: Option<&Given<String>>,
+    parse: impl Fn(&str) -> Result<T, Problem>,
+) -> Result<Option<T>, SpecError> {
+    given.map(|given| parse(&given.value).map_err(|problem| given.refuse(problem))).transpose()
 }
 
 fn check_memory(given: &Given<String>, host_bytes: Option<u64>) -> Result<u64, SpecError> {

@@ -17,7 +17,7 @@ use super::files::in_words;
 const MAX_BYTES: u64 = 1 << 20;
 
 /// The spec's keys, for spelling hints.
-const KEYS: [&str; 14] = [
+const KEYS: &[&str] = &[
     "kernel",
     "initrd",
     "cmdline",
@@ -28,6 +28,8 @@ const KEYS: [&str; 14] = [
     "disk",
     "console",
     "watchdog",
+    "balloon",
+    "rng",
     "socket",
     "status-file",
     "allow-backend",
@@ -49,6 +51,8 @@ struct Document {
     disk: Option<Vec<Spanned<DiskEntry>>>,
     console: Option<Spanned<String>>,
     watchdog: Option<Spanned<String>>,
+    balloon: Option<Spanned<String>>,
+    rng: Option<Spanned<String>>,
     socket: Option<Spanned<String>>,
     status_file: Option<Spanned<String>>,
     allow_backend: Option<Spanned<String>>,
@@ -116,6 +120,8 @@ impl Document {
             disk: self.disk.unwrap_or_default().into_iter().map(|disk| disk_config(disk, &file)).collect(),
             console: text(self.console),
             watchdog: text(self.watchdog),
+            balloon: text(self.balloon),
+            rng: text(self.rng),
             socket: path(self.socket),
             status_file: path(self.status_file),
             allow_backend: text(self.allow_backend),
@@ -141,7 +147,7 @@ fn refuse(file: &Path, error: &YamlError) -> SpecError {
     let (line, column) = error.location().map_or((1, 1), |place| (place.line(), place.column()));
     let message = match error.without_snippet() {
         YamlError::SerdeUnknownField { field, expected, .. } => {
-            let keys: &[&str] = if expected.contains(&"kernel") { &KEYS } else { &disk::KEYS };
+            let keys: &[&str] = if expected.contains(&"kernel") { KEYS } else { &disk::KEYS };
             unknown_key(field, keys)
         }
         other => plain(&UserMessageFormatter.format_message(other)),

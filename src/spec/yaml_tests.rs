@@ -8,11 +8,14 @@ fn refusal(text: &str) -> String {
 
 #[test]
 fn a_whole_spec_is_read_with_its_places() {
-    let text = "kernel: /boot/vmlinuz\ncpus: 2\nmemory: 1Gi\ndisk:\n  - path: /a.img\n    readonly: true\n";
+    let text = "kernel: /boot/vmlinuz\ncpus: 2\nmemory: 1Gi\ndisk:\n  - path: /a.img\n    readonly: true\n\
+        balloon: on\nrng: bytes-per-second=1M\n";
     let config = parse(text, Path::new("vm.yaml")).expect("parses");
     let cpus = config.cpus.expect("cpus");
     assert_eq!(cpus.value, "2");
     assert_eq!(cpus.origin.to_string(), "vm.yaml:2:7");
+    assert_eq!(config.balloon.expect("balloon").value, "on");
+    assert_eq!(config.rng.expect("rng").value, "bytes-per-second=1M");
     assert_eq!(config.disk.len(), 1);
     assert!(config.disk[0].value.readonly);
 }
@@ -34,7 +37,7 @@ fn an_empty_spec_says_nothing() {
 
 #[test]
 fn every_key_of_the_list_is_a_key_of_the_file() {
-    for key in KEYS.into_iter().filter(|key| *key != "disk") {
+    for key in KEYS.iter().copied().filter(|key| *key != "disk") {
         let value = if key == "command" { "[x]" } else { "x" };
         assert_ne!(
             parse(&format!("{key}: {value}\n"), Path::new("f")).expect(key),

@@ -129,6 +129,33 @@ pub struct MemoryFacts {
     pub huge_share: f64,
     /// Resident memory of the whole process that is not guest RAM.
     pub overhead_bytes: u64,
+    /// The balloon, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balloon: Option<BalloonFacts>,
+}
+
+/// Guest memory that the host has back, and what the guest says of the rest.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BalloonFacts {
+    /// RAM the guest should do with.
+    pub target_bytes: u64,
+    /// What is in the balloon, by the driver's word. `size_bytes - target_bytes` when it has come to the target.
+    pub balloon_bytes: u64,
+    /// Free memory the guest reported and the host took, all reports together.
+    pub reported_bytes: u64,
+    /// The guest's own numbers; absent until its driver sent some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest: Option<GuestMemoryFacts>,
+}
+
+/// Memory as the guest sees it. Whoever asks gets the last answer, and with that has asked for another.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestMemoryFacts {
+    /// How old the answer is.
+    pub age_ms: u64,
+    /// `free_bytes`, `available_bytes`, `total_bytes`, `cached_bytes`, `major_faults`, …: what the driver knows.
+    #[serde(flatten)]
+    pub values: BTreeMap<String, u64>,
 }
 
 /// One device.

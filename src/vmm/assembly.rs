@@ -18,12 +18,13 @@ use crate::devices::platform::power::{self, PowerControl, PowerRequest};
 use crate::devices::platform::pvpanic::PanicEvent;
 use crate::devices::platform::serial::{self, SerialInput, SerialPort};
 use crate::devices::virtio::VirtioDevice;
+use crate::devices::virtio::balloon::{Balloon, BalloonOptions};
 use crate::devices::virtio::block::Block;
 use crate::devices::virtio::console::Console;
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::transport::{BAR_SIZE, Context, VirtioPci};
 use crate::devices::wiring::Wiring;
-use crate::spec::plan::{ConsoleKind, MachinePlan};
+use crate::spec::plan::{BalloonPlan, ConsoleKind, MachinePlan};
 use crate::status::model::{BootStage, DeviceFacts};
 use crate::x86::layout::{
     PCI_ECAM_SIZE, PCI_ECAM_START, PCI_MMIO_END, PCI_MMIO_START, SERIAL_GSI, SERIAL_PORT,
@@ -41,8 +42,8 @@ pub struct ConsoleIo {
 
 /// The readable mapping that shows configuration space; the devices' own come after it.
 const ECAM_SLOT: u32 = 0;
-/// Host bridge, console, entropy.
-const FIXED_DEVICES: usize = 3;
+/// Host bridge, console, entropy, balloon.
+const FIXED_DEVICES: usize = 4;
 
 /// Every device of one machine.
 pub(super) struct Devices {
@@ -50,6 +51,8 @@ pub(super) struct Devices {
     root: Arc<PciRoot>,
     virtio: Vec<Arc<VirtioPci>>,
     pub(super) platform: Platform,
+    /// The balloon, for a target.
+    pub(super) balloon: Option<Arc<Balloon>>,
     serial_input: Option<SerialInput>,
 }
 
@@ -94,7 +97,10 @@ impl Devices {
         for (index, disk) in plan.disks.iter().enumerate() {
             devices.push(Arc::new(Block::new(RawDisk::open(&disk.path, disk.readonly)?, index)));
         }
-        devices.push(Arc::new(Rng::default()));
+        let rng = Rng::new(plan.rng.bytes_per_second);
+        devices.push(Arc::new(rng.map_err(resource("the entropy device has no timer"))?));
+        let balloon = plan.balloon.map(|balloon| new_balloon(balloon, memory)).transpose()?;
+        devices.extend(balloon.iter().map(|balloon| Arc::clone(balloon) as _));
 
         let reach_kernel = move || control.reach(BootStage::Kernel);
         let plugged = plug(devices, memory, &wiring, reach_kernel);
@@ -103,7 +109,7 @@ impl Devices {
         mmio.add("pci-window", PCI_MMIO_START, PCI_MMIO_END - PCI_MMIO_START, root.window(PCI_MMIO_START))?;
         mmio.add("pci-ecam", PCI_ECAM_START, PCI_ECAM_SIZE, root.ecam())?;
         let buses = Buses { pio: Arc::new(pio), mmio: Arc::new(mmio) };
-        Ok(Self { buses, root, virtio, platform, serial_input })
+        Ok(Self { buses, root, virtio, platform, balloon, serial_input })
     }
 
     /// Facts of the PCI functions in bus order, then of the platform devices that trapped.
@@ -141,6 +147,12 @@ impl Devices {
             input.stop();
         }
     }
+}
+
+fn new_balloon(plan: BalloonPlan, memory: &GuestMemoryMmap) -> Result<Arc<Balloon>, MachineError> {
+    let BalloonPlan { deflate_on_oom, free_page_reporting } = plan;
+    let options = BalloonOptions { deflate_on_oom, free_page_reporting };
+    Balloon::new(options, memory).map(Arc::new).map_err(resource("the balloon cannot be set up"))
 }
 
 /// Builds bus 0 with the host bridge and one function per device.

@@ -42,7 +42,7 @@ use crate::backend::console::{ConsoleInput, ConsoleLog};
 use crate::boot::cmdline::{self, CmdlineFacts};
 use crate::boot::{self, BootRequest, EntryPoint};
 use crate::spec::plan::{ConsoleKind, MachinePlan};
-use crate::status::model::{MachineEvent, MachineFacts, VcpuFacts};
+use crate::status::model::{MachineEvent, MachineFacts, MemoryFacts, VcpuFacts};
 use crate::status::operation::{Operation, Refusal};
 use crate::x86::cpuid;
 
@@ -144,7 +144,10 @@ impl Machine {
         MachineFacts {
             exits_total: exits.values().sum(),
             vcpus,
-            memory: facts::memory(&self.ram.host_range()),
+            memory: MemoryFacts {
+                balloon: self.devices.balloon.as_ref().map(|balloon| balloon.facts()),
+                ..facts::memory(&self.ram.host_range())
+            },
             devices: self.devices.facts(),
             exits,
         }
@@ -181,8 +184,16 @@ impl Machine {
         match operation {
             Operation::Pause => self.pause(),
             Operation::Resume => self.resume(),
+            Operation::SetMemory { target_bytes } => self.set_memory(*target_bytes)?,
         }
         Ok(())
+    }
+
+    /// Sets how much of its RAM the guest should do with.
+    fn set_memory(&self, target_bytes: u64) -> Result<(), Refusal> {
+        let none = "the machine has no balloon: it was started with `--balloon off`";
+        let balloon = self.devices.balloon.as_ref().ok_or_else(|| Refusal::Bad(none.to_owned()))?;
+        balloon.set_target(target_bytes).map_err(|error| Refusal::Bad(error.to_string()))
     }
 
     /// Makes every vCPU leave the guest.
