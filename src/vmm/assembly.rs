@@ -9,7 +9,6 @@ use super::error::{MachineError, resource};
 use super::vcpu::Buses;
 use super::wiring::KvmWiring;
 use crate::backend::console::{ConsoleInput, ConsoleLog};
-use crate::backend::disk::RawDisk;
 use crate::devices::bus::Bus;
 use crate::devices::pci::host_bridge::HostBridge;
 use crate::devices::pci::root::{MAX_DEVICES, PciRoot};
@@ -88,7 +87,7 @@ impl Devices {
             return Err(MachineError::TooManyDisks { asked: plan.disks.len(), limit });
         }
         for (index, disk) in plan.disks.iter().enumerate() {
-            devices.push(shared(Block::new(RawDisk::open(&disk.path, disk.readonly)?, index)));
+            devices.push(shared(Block::new(super::disks::open(disk)?, index)));
         }
         devices.push(shared(Rng::default()));
 

@@ -12,7 +12,7 @@ use vm_memory::{Bytes, GuestMemoryMmap};
 use self::request::{Operation, Request};
 use super::queue::Queues;
 use super::{Fault, Kind, VirtioDevice};
-use crate::backend::disk::{RawDisk, SECTOR};
+use crate::backend::disk::{Buffers, Disk, SECTOR};
 use crate::devices::complaints::Complaints;
 
 /// VIRTIO_BLK_F_SEG_MAX.
@@ -45,10 +45,10 @@ struct Counters {
     errors: AtomicU64,
 }
 
-/// A disk device over a raw image.
+/// A disk device.
 #[derive(Debug)]
 pub struct Block {
-    disk: RawDisk,
+    disk: Arc<dyn Disk>,
     serial: [u8; request::ID_BYTES],
     /// The driver never flushes, so every write must be stable when it is done.
     write_through: bool,
@@ -59,7 +59,7 @@ pub struct Block {
 impl Block {
     /// The guest's disk number `index`: its serial is `nestling-<index>`.
     #[must_use]
-    pub fn new(disk: RawDisk, index: usize) -> Self {
+    pub fn new(disk: Arc<dyn Disk>, index: usize) -> Self {
         let mut serial = [0; request::ID_BYTES];
         for (to, from) in serial.iter_mut().zip(format!("nestling-{index}").bytes()) {
             *to = from;
@@ -102,7 +102,7 @@ impl Block {
             Operation::Read => {
                 let offset = self.check_range(request)?;
                 self.disk
-                    .read_at(&request.data, offset)
+                    .read_at(&Buffers::of(&request.data), offset)
                     .map_err(|error| self.failed("read", offset, &error))?;
                 count(&counters.reads, 1);
                 count(&counters.bytes_read, request.data_bytes);
@@ -112,7 +112,7 @@ impl Block {
             Operation::Write => {
                 let offset = self.check_range(request)?;
                 self.disk
-                    .write_at(&request.data, offset)
+                    .write_at(&Buffers::of(&request.data), offset)
                     .map_err(|error| self.failed("write", offset, &error))?;
                 if self.write_through {
                     self.flush()?;
@@ -139,7 +139,7 @@ impl Block {
         let end = request.sector.checked_add(sectors).ok_or(STATUS_IOERR)?;
         let whole = request.data_bytes.is_multiple_of(SECTOR);
         let offset = request.sector.checked_mul(SECTOR).ok_or(STATUS_IOERR)?;
-        if whole && end <= self.disk.sectors() { Ok(offset) } else { Err(STATUS_IOERR) }
+        if whole && end <= self.disk.size_bytes() / SECTOR { Ok(offset) } else { Err(STATUS_IOERR) }
     }
 
     fn failed(&self, what: &str, offset: u64, error: &std::io::Error) -> u8 {
@@ -168,7 +168,7 @@ impl VirtioDevice for Block {
     /// `struct virtio_blk_config` (virtio 1.2 §5.2.4) up to `blk_size`.
     fn config(&self) -> Vec<u8> {
         let mut config = Vec::with_capacity(24);
-        config.extend_from_slice(&self.disk.sectors().to_le_bytes());
+        config.extend_from_slice(&(self.disk.size_bytes() / SECTOR).to_le_bytes());
         config.extend_from_slice(&0_u32.to_le_bytes()); // size_max: not offered
         config.extend_from_slice(&SEG_MAX.to_le_bytes());
         config.extend_from_slice(&[0; 4]); // geometry: not offered
@@ -212,9 +212,7 @@ impl VirtioDevice for Block {
     }
 
     fn backend(&self) -> Option<String> {
-        let access = if self.disk.readonly() { ", read-only" } else { "" };
-        let bytes = self.disk.sectors().saturating_mul(SECTOR);
-        Some(format!("{} (raw, {bytes} bytes{access})", self.disk.path().display()))
+        Some(format!("{} ({})", self.disk.path().display(), self.disk.description()))
     }
 }
 

@@ -5,6 +5,7 @@ mod random;
 use std::io::Write;
 
 use super::*;
+use crate::backend::disk::{Access, RawDisk};
 use crate::devices::virtio::testing::{
     Buffer, DATA, Driver, HIGH_RAM, HOLE, RAM_BYTES, guest_ram, open_msix, readable, writable,
 };
@@ -30,7 +31,8 @@ fn fixture(readonly: bool) -> Fixture {
     for sector in 0..SECTORS {
         image.write_all(&[sector as u8 + 1; 512]).unwrap();
     }
-    let block = Block::new(RawDisk::open(image.path(), readonly).unwrap(), 0);
+    let block =
+        Block::new(Arc::new(RawDisk::open(image.path(), Access { readonly, direct: false }).unwrap()), 0);
     let memory = guest_ram();
     memory.write_obj(UNTOUCHED, GuestAddress(STATUS)).unwrap();
     let driver = Driver::new(&memory, 0, QUEUE_SIZE);
