@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand.
 
+mod disk;
 mod events;
 mod log;
 mod output;
@@ -23,8 +24,8 @@ use crate::status::clock::Clock;
 
 /// One VM in one pod: boots a guest under KVM inside a container and reports what it is doing.
 ///
-/// `nestling run` stays in the foreground until the guest ends; its exit code says how. The other commands ask a
-/// running instance over its socket.
+/// `nestling run` stays in the foreground until the guest ends; its exit code says how. `preflight` checks
+/// the node and `disk` makes images; the other commands ask a running instance over its socket.
 #[derive(Debug, Parser)]
 #[command(name = "nestling", version, arg_required_else_help = true, max_term_width = 100)]
 struct Cli {
@@ -39,6 +40,7 @@ enum Command {
     Status(status::StatusArgs),
     Events(events::EventsArgs),
     Stop(stop::StopArgs),
+    Disk(disk::DiskArgs),
 }
 
 /// Which instance a command talks to.
@@ -80,6 +82,7 @@ impl Command {
             Self::Status(args) => status::run(args).code(),
             Self::Events(args) => events::run(args).code(),
             Self::Stop(args) => stop::run(args).code(),
+            Self::Disk(args) => disk::run(args).code(),
         }
     }
 }
