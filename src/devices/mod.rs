@@ -11,6 +11,7 @@ pub mod bus;
 pub mod complaints;
 pub mod pci;
 pub mod platform;
+pub mod rate_limit;
 pub mod registers;
 pub mod virtio;
 pub mod wiring;

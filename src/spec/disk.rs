@@ -5,6 +5,7 @@ mod check;
 use std::path::PathBuf;
 
 use super::error::Problem;
+use super::options;
 
 pub(super) use self::check::disk_plan;
 
@@ -81,17 +82,16 @@ impl DiskConfig {
     pub fn parse(text: &str) -> Result<Self, Problem> {
         let refuse = |reason: String| Problem::Disk { text: text.to_owned(), reason };
         let mut disk = Self::default();
-        let mut seen = Vec::new();
-        for (index, part) in text.split(',').enumerate() {
-            let (key, value) = match part.split_once('=') {
-                Some(pair) => pair,
-                None if index == 0 => ("path", part),
-                None => return Err(refuse(format!("`{part}` has no value"))),
-            };
-            if key != "partition" && seen.contains(&key) {
-                return Err(refuse(format!("`{key}` is there twice")));
-            }
-            seen.push(key);
+        // A disk has many partitions, and of everything else one.
+        let (partitions, others): (Vec<_>, Vec<_>) =
+            text.split(',').partition(|part| part.starts_with("partition="));
+        for partition in partitions {
+            disk.set("partition", partition.trim_start_matches("partition=")).map_err(refuse)?;
+        }
+        if others.is_empty() {
+            return Ok(disk);
+        }
+        for (key, value) in options::pairs(&others.join(","), "path").map_err(refuse)? {
             disk.set(key, value).map_err(refuse)?;
         }
         if disk.path.as_os_str().is_empty() && disk.partitions.is_empty() {

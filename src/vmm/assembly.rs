@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use super::control::Control;
 use super::error::{MachineError, resource};
@@ -15,11 +15,9 @@ use crate::devices::pci::root::{MAX_DEVICES, PciRoot};
 use crate::devices::platform::power::{self, PowerControl, PowerRequest};
 use crate::devices::platform::serial::{self, SerialInput, SerialPort};
 use crate::devices::virtio::VirtioDevice;
-use crate::devices::virtio::block::Block;
 use crate::devices::virtio::console::Console;
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::transport::{BAR_SIZE, Context, VirtioPci};
-use crate::devices::virtio::worker::SharedDevice;
 use crate::devices::wiring::Wiring;
 use crate::spec::plan::{ConsoleKind, MachinePlan};
 use crate::status::model::{BootStage, DeviceFacts};
@@ -68,10 +66,10 @@ impl Devices {
         let mut pio = Bus::default();
         pio.add("power", power::FIRST_PORT.into(), power::PORTS, Arc::new(PowerControl::new(on_power)))?;
 
-        let mut devices: Vec<SharedDevice> = Vec::new();
+        let mut devices: Vec<Arc<dyn VirtioDevice>> = Vec::new();
         let mut serial_input = None;
         match plan.console {
-            ConsoleKind::Virtio => devices.push(shared(Console::new(Arc::clone(&console), input.take()))),
+            ConsoleKind::Virtio => devices.push(Arc::new(Console::new(Arc::clone(&console), input.take()))),
             ConsoleKind::Serial => {
                 let interrupt = wiring.pin(SERIAL_GSI).map_err(resource("the UART gets no interrupt"))?;
                 let port = Arc::new(SerialPort::new(console, interrupt));
@@ -87,9 +85,9 @@ impl Devices {
             return Err(MachineError::TooManyDisks { asked: plan.disks.len(), limit });
         }
         for (index, disk) in plan.disks.iter().enumerate() {
-            devices.push(shared(Block::new(super::disks::open(disk)?, index)));
+            devices.push(Arc::new(super::disks::device(disk, index, plan.cpus)?));
         }
-        devices.push(shared(Rng::default()));
+        devices.push(Arc::new(Rng::default()));
 
         let reach_kernel = move || control.reach(BootStage::Kernel);
         let plugged = plug(devices, memory, &wiring, reach_kernel);
@@ -125,13 +123,9 @@ impl Devices {
     }
 }
 
-fn shared(device: impl VirtioDevice + 'static) -> SharedDevice {
-    Arc::new(Mutex::new(device))
-}
-
 /// Builds bus 0 with the host bridge and one function per device.
 fn plug(
-    devices: Vec<SharedDevice>,
+    devices: Vec<Arc<dyn VirtioDevice>>,
     memory: &GuestMemoryMmap,
     wiring: &Arc<KvmWiring>,
     on_configured: impl Fn() + Send + Sync + 'static,

@@ -20,6 +20,7 @@ const DRIVER_FEATURE: usize = 12;
 const CONFIG_VECTOR: usize = 16;
 const NUM_QUEUES: usize = 18;
 const DEVICE_STATUS: usize = 20;
+const CONFIG_GENERATION: usize = 21;
 const QUEUE_SELECT: usize = 22;
 const QUEUE_SIZE: usize = 24;
 const QUEUE_VECTOR: usize = 26;

@@ -1,8 +1,9 @@
 //! virtio 1.2 devices over PCI.
 //!
-//! A device is one type that implements [`VirtioDevice`]: what it is, and what it does when a queue or a host file
-//! descriptor has something for it. It has no thread and no register of its own: [`worker`] calls it, [`transport`]
-//! presents it to the guest, [`queue`] walks its rings.
+//! A device is two types. The one that implements [`VirtioDevice`] says what it is and lives as long as the machine; when
+//! the driver is ready, it starts one [`QueueHandler`] per lane: a set of queues that one thread serves. Neither has a
+//! thread or a register of its own: [`worker`] calls the handlers, [`transport`] presents the device to the guest,
+//! [`queue`] walks its rings.
 
 // A guest chooses the numbers here: what it cannot reach says so.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
@@ -21,6 +22,8 @@ use std::collections::BTreeMap;
 use std::os::fd::RawFd;
 
 use queue::Queues;
+use transport::ConfigChange;
+use vm_memory::GuestMemoryMmap;
 
 /// VIRTIO_F_INDIRECT_DESC (virtio 1.2 §6).
 pub const F_INDIRECT_DESC: u64 = 1 << 28;
@@ -55,16 +58,24 @@ pub enum Fault {
     Host(#[source] std::io::Error),
 }
 
-/// A host file descriptor that wakes a device's worker.
+/// A host file descriptor that wakes a handler's worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HostSource {
-    /// Read readiness of this descriptor wakes the worker. The device keeps it open.
+    /// Read readiness of this descriptor wakes the worker. The handler keeps it open.
     pub fd: RawFd,
     /// The device still has something from it that the guest had no room for before a reset.
     pub pending: bool,
 }
 
-/// Whether the worker should go on listening to the device's [`HostSource`].
+impl HostSource {
+    /// A source without anything left over.
+    #[must_use]
+    pub fn new(fd: RawFd) -> Self {
+        Self { fd, pending: false }
+    }
+}
+
+/// Whether the worker should go on listening to a [`HostSource`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Listen {
     /// Yes.
@@ -75,8 +86,11 @@ pub enum Listen {
     No,
 }
 
-/// One virtio device: its identity and its queue logic.
-pub trait VirtioDevice: Send {
+/// Live numbers of a device, readable while its workers run.
+pub type Counters = Box<dyn Fn() -> BTreeMap<String, u64> + Send + Sync>;
+
+/// One virtio device: its identity, and what outlives a reset by the driver.
+pub trait VirtioDevice: Send + Sync {
     /// What it is.
     fn kind(&self) -> Kind;
 
@@ -86,45 +100,92 @@ pub trait VirtioDevice: Send {
     }
 
     /// The most entries each of its queues can have.
-    fn queue_sizes(&self) -> &'static [u16];
+    fn queue_sizes(&self) -> Vec<u16>;
 
     /// Its configuration structure, as the guest reads it.
     fn config(&self) -> Vec<u8> {
         Vec::new()
     }
 
-    /// The driver is ready; `features` is what both sides agreed on. No queue is served before this returns.
-    fn on_start(&mut self, _features: u64) {}
+    /// The driver wrote into the configuration structure. What it then reads is [`VirtioDevice::config`] again.
+    fn write_config(&self, _offset: usize, _data: &[u8]) {}
 
+    /// The driver is ready: who serves its queues from now on. A queue that no lane names is not served.
+    ///
+    /// # Errors
+    /// When what the driver set up cannot be served, or the host has no descriptor for it.
+    fn start(&self, start: Start<'_>) -> Result<Vec<Lane>, Fault>;
+
+    /// Every handler is gone, by a reset or the machine's end: nothing may stay only in memory.
+    fn stop(&self) {}
+
+    /// Live numbers for the status.
+    fn counters(&self) -> Counters {
+        Box::new(BTreeMap::new)
+    }
+
+    /// What is behind it on the host now, for the status.
+    fn backend(&self) -> Option<String> {
+        None
+    }
+}
+
+/// What a device is started with.
+#[derive(Debug)]
+pub struct Start<'a> {
+    /// The feature bits both sides agreed on.
+    pub features: u64,
+    /// Guest memory, for what outlives a call of a handler.
+    pub memory: &'a GuestMemoryMmap,
+    /// The queues the driver enabled. A device whose queues the kernel or another process serves takes them out.
+    pub queues: &'a mut Queues,
+    /// Tells the driver that the configuration structure has changed.
+    pub config: ConfigChange,
+}
+
+/// Some of a device's queues and who serves them, on a thread of their own.
+pub struct Lane {
+    /// The queues by index.
+    pub queues: Vec<usize>,
+    /// Who serves them.
+    pub handler: Box<dyn QueueHandler>,
+}
+
+impl Lane {
+    /// The only lane of a device with `queues` queues.
+    #[must_use]
+    pub fn all(queues: usize, handler: impl QueueHandler + 'static) -> Vec<Self> {
+        vec![Self { queues: (0..queues).collect(), handler: Box::new(handler) }]
+    }
+}
+
+/// The queue logic of one lane: guest memory in, guest memory out.
+pub trait QueueHandler: Send {
     /// Queue `index` has new buffers.
     ///
     /// # Errors
     /// When the guest broke the queue.
     fn on_queue(&mut self, queues: &mut Queues, index: usize) -> Result<(), Fault>;
 
-    /// A host descriptor that should wake it, if any.
-    fn host_source(&self) -> Option<HostSource> {
-        None
+    /// Host descriptors that should wake it; asked once, when its worker starts.
+    fn host_sources(&self) -> Vec<HostSource> {
+        Vec::new()
     }
 
-    /// The host descriptor is readable, or a queue was served since [`Listen::Later`].
+    /// Host descriptor number `source` is readable, or a queue was served since [`Listen::Later`].
     ///
     /// # Errors
     /// When the guest broke the queue.
-    fn on_host(&mut self, _queues: &mut Queues) -> Result<Listen, Fault> {
+    fn on_host(&mut self, _queues: &mut Queues, _source: usize) -> Result<Listen, Fault> {
         Ok(Listen::No)
     }
 
-    /// The worker is about to hand the device back: nothing may stay only in memory.
-    fn on_stop(&mut self) {}
-
-    /// Live numbers for the status, readable while the worker runs.
-    fn counters(&self) -> Box<dyn Fn() -> BTreeMap<String, u64> + Send + Sync> {
-        Box::new(BTreeMap::new)
-    }
-
-    /// What is behind it on the host, for the status.
-    fn backend(&self) -> Option<String> {
-        None
+    /// The worker is about to rest, because the machine pauses or the device stops: requests it has begun are finished and
+    /// given back, none is begun.
+    ///
+    /// # Errors
+    /// When the guest broke the queue.
+    fn quiesce(&mut self, _queues: &mut Queues) -> Result<(), Fault> {
+        Ok(())
     }
 }

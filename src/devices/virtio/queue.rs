@@ -40,6 +40,23 @@ impl Interrupt {
     }
 }
 
+/// What becomes of a chain that was looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// It goes back, with this many bytes written into it.
+    Used(u32),
+    /// The device keeps it, and gives it back later with [`DeviceQueue::complete`].
+    Kept,
+    /// It stays in the ring, and what comes after it too: the device has no room now.
+    Later,
+}
+
+impl From<u32> for Fate {
+    fn from(written: u32) -> Self {
+        Self::Used(written)
+    }
+}
+
 /// One virtqueue the driver enabled.
 #[derive(Debug)]
 pub struct DeviceQueue {
@@ -47,6 +64,10 @@ pub struct DeviceQueue {
     memory: GuestMemoryMmap,
     interrupt: Interrupt,
     notify: EventFd,
+    /// How often the doorbell was rung by us.
+    own_rings: u64,
+    /// Chains the device keeps.
+    kept: u16,
     /// Chains were given back that no interrupt has announced.
     unannounced: bool,
     leave: Leave,
@@ -62,6 +83,11 @@ impl Leave {
         self.0.store(true, Ordering::Relaxed);
     }
 
+    /// Takes the request back.
+    pub fn stay(&self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+
     fn is_asked(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
@@ -74,7 +100,16 @@ impl DeviceQueue {
     /// A queue whose rings were checked to lie in `memory`. `notify` is its doorbell.
     #[must_use]
     pub fn new(queue: Queue, memory: GuestMemoryMmap, interrupt: Interrupt, notify: EventFd) -> Self {
-        Self { queue, memory, interrupt, notify, unannounced: false, leave: Leave::default() }
+        Self {
+            queue,
+            memory,
+            interrupt,
+            notify,
+            own_rings: 0,
+            kept: 0,
+            unannounced: false,
+            leave: Leave::default(),
+        }
     }
 
     /// The doorbell.
@@ -83,39 +118,99 @@ impl DeviceQueue {
         &self.notify
     }
 
-    /// Serves every chain that is available: `serve` returns how many bytes it wrote into the chain.
+    /// The ring itself, for a device whose queues the kernel or another process serves.
+    #[must_use]
+    pub fn ring(&self) -> &Queue {
+        &self.queue
+    }
+
+    /// The interrupt that announces used chains.
+    #[must_use]
+    pub fn interrupt(&self) -> &Interrupt {
+        &self.interrupt
+    }
+
+    /// Takes the doorbell's count: how often the driver rang since the last call.
+    pub fn take_rings(&mut self) -> u64 {
+        let rings = self.notify.read().unwrap_or(0);
+        let own = std::mem::take(&mut self.own_rings);
+        rings.saturating_sub(own)
+    }
+
+    /// Rings the doorbell ourselves: the queue is to be served again.
+    pub fn ring_again(&mut self) {
+        // Fails only when the doorbell's counter is full, and then it rings anyway.
+        if self.notify.write(1).is_ok() {
+            self.own_rings = self.own_rings.saturating_add(1);
+        }
+    }
+
+    /// Serves every chain that is available: `serve` says what becomes of each.
     ///
     /// A driver that adds chains as fast as they are served gets one ring's worth, then its doorbell rings again, so a
-    /// worker always comes back to look at its other events. One that is asked to [`Leave`] gets the chain it is in.
+    /// worker always comes back to look at its other events. One that is asked to [`Leave`] gets the chain it is in. After
+    /// [`Fate::Later`] the doorbell is not asked for: the device serves again when it has room.
     ///
     /// # Errors
     /// What `serve` returns, and a broken ring.
-    pub fn serve(
+    pub fn serve<F: Into<Fate>>(
         &mut self,
-        mut serve: impl FnMut(&GuestMemoryMmap, Chain<'_>) -> Result<u32, Fault>,
+        mut serve: impl FnMut(&GuestMemoryMmap, Chain<'_>) -> Result<F, Fault>,
     ) -> Result<(), Fault> {
         let mut budget = self.queue.size();
         loop {
             self.queue.disable_notification(&self.memory)?;
             while let Some(chain) = self.queue.iter(&self.memory)?.next() {
                 let head = chain.head_index();
-                let written = serve(&self.memory, chain)?;
-                self.give_back(head, written)?;
+                match serve(&self.memory, chain)?.into() {
+                    Fate::Used(written) => self.give_back(head, written)?,
+                    Fate::Kept => self.keep()?,
+                    Fate::Later => {
+                        self.put_back(1);
+                        return self.announce();
+                    }
+                }
                 budget = budget.saturating_sub(1);
                 if budget == 0 || self.leave.is_asked() {
                     break;
                 }
             }
-            self.interrupt_if_wanted()?;
+            self.announce()?;
             if !self.queue.enable_notification(&self.memory)? || self.leave.is_asked() {
                 return Ok(());
             }
             if budget == 0 {
-                // Fails only when the doorbell's counter is full, and then it rings anyway.
-                let _ = self.notify.write(1);
+                self.ring_again();
                 return Ok(());
             }
         }
+    }
+
+    /// Takes the next chain, if there is one. It goes back by [`DeviceQueue::give_back`], or into the ring by
+    /// [`DeviceQueue::put_back`]. When there is none, the driver is asked to ring.
+    ///
+    /// # Errors
+    /// A broken ring.
+    pub fn pop(&mut self) -> Result<Option<Chain<'_>>, Fault> {
+        let has_next = self.queue.iter(&self.memory)?.next().is_some();
+        if has_next {
+            self.put_back(1);
+        } else if !self.queue.enable_notification(&self.memory)? {
+            return Ok(None);
+        }
+        Ok(self.queue.iter(&self.memory)?.next())
+    }
+
+    /// Leaves the last `count` popped chains in the ring after all.
+    pub fn put_back(&mut self, count: u16) {
+        let next = self.queue.next_avail().wrapping_sub(count);
+        self.queue.set_next_avail(next);
+    }
+
+    /// Guest memory.
+    #[must_use]
+    pub fn memory(&self) -> &GuestMemoryMmap {
+        &self.memory
     }
 
     /// Serves at most one chain; `false` when there is none.
@@ -135,17 +230,46 @@ impl DeviceQueue {
         let head = chain.head_index();
         let written = serve(&self.memory, chain)?;
         self.give_back(head, written)?;
-        self.interrupt_if_wanted()?;
+        self.announce()?;
         Ok(true)
     }
 
-    fn give_back(&mut self, head: u16, written: u32) -> Result<(), Fault> {
+    /// A driver that makes more chains available than its ring has descriptors offers some of them twice.
+    fn keep(&mut self) -> Result<(), Fault> {
+        self.kept = self.kept.saturating_add(1);
+        if self.kept <= self.queue.size() { Ok(()) } else { Err(Fault::Chain("a chain is offered twice")) }
+    }
+
+    /// Chains kept and not yet given back.
+    #[must_use]
+    pub fn kept(&self) -> u16 {
+        self.kept
+    }
+
+    /// Gives back a chain that was kept ([`Fate::Kept`]). [`DeviceQueue::announce`] tells the driver.
+    ///
+    /// # Errors
+    /// A broken ring.
+    pub fn complete(&mut self, head: u16, written: u32) -> Result<(), Fault> {
+        self.kept = self.kept.saturating_sub(1);
+        self.give_back(head, written)
+    }
+
+    /// Gives a popped chain back, with `written` bytes written into it. [`DeviceQueue::announce`] tells the driver.
+    ///
+    /// # Errors
+    /// A broken ring.
+    pub fn give_back(&mut self, head: u16, written: u32) -> Result<(), Fault> {
         self.queue.add_used(&self.memory, head, written)?;
         self.unannounced = true;
         Ok(())
     }
 
-    fn interrupt_if_wanted(&mut self) -> Result<(), Fault> {
+    /// Interrupts the driver if chains were given back and it wants to know.
+    ///
+    /// # Errors
+    /// A broken ring.
+    pub fn announce(&mut self) -> Result<(), Fault> {
         let unannounced = std::mem::take(&mut self.unannounced);
         // The queue decides by EVENT_IDX, and says yes without it; then the driver's flag counts.
         if unannounced && self.queue.needs_notification(&self.memory)? && !self.is_muted()? {
@@ -188,14 +312,27 @@ impl Queues {
         self.0.get_mut(index)?.as_mut()
     }
 
-    /// From now on every queue listens to the same request to leave.
+    /// Takes queue `index` out.
+    pub fn take(&mut self, index: usize) -> Option<DeviceQueue> {
+        self.0.get_mut(index)?.take()
+    }
+
+    /// The queues of these indices, taken out; the rest of the places are empty.
     #[must_use]
-    pub fn listen(&mut self) -> Leave {
-        let leave = Leave::default();
+    pub fn split_off(&mut self, indices: &[usize]) -> Self {
+        let taken = self
+            .0
+            .iter_mut()
+            .enumerate()
+            .map(|(index, queue)| if indices.contains(&index) { queue.take() } else { None });
+        Self(taken.collect())
+    }
+
+    /// From now on every queue listens to the same request to leave.
+    pub fn listen(&mut self, leave: &Leave) {
         for queue in self.0.iter_mut().flatten() {
             queue.leave = leave.clone();
         }
-        leave
     }
 }
 

@@ -9,7 +9,7 @@ use virtio_queue::DescriptorChain;
 use vm_memory::GuestMemoryMmap;
 
 use super::queue::Queues;
-use super::{Fault, Kind, VirtioDevice};
+use super::{Counters, Fault, Kind, Lane, QueueHandler, Start, VirtioDevice};
 
 /// The most bytes one request gets. A driver asks again for more (virtio 1.2 §5.4.6.1 lets a device return fewer).
 const MAX_REQUEST_BYTES: usize = 64 << 10;
@@ -25,10 +25,27 @@ impl VirtioDevice for Rng {
         Kind { id: 4, name: "virtio-rng", class: [0x00, 0xff] }
     }
 
-    fn queue_sizes(&self) -> &'static [u16] {
-        &[64]
+    fn queue_sizes(&self) -> Vec<u16> {
+        vec![64]
     }
 
+    fn start(&self, _start: Start<'_>) -> Result<Vec<Lane>, Fault> {
+        Ok(Lane::all(1, RngHandler { bytes: Arc::clone(&self.bytes) }))
+    }
+
+    fn counters(&self) -> Counters {
+        let bytes = Arc::clone(&self.bytes);
+        Box::new(move || BTreeMap::from([("bytes".into(), bytes.load(Ordering::Relaxed))]))
+    }
+}
+
+/// Fills the driver's buffers.
+#[derive(Debug)]
+struct RngHandler {
+    bytes: Arc<AtomicU64>,
+}
+
+impl QueueHandler for RngHandler {
     fn on_queue(&mut self, queues: &mut Queues, index: usize) -> Result<(), Fault> {
         let Some(queue) = queues.get(index) else { return Ok(()) };
         queue.serve(|memory, chain| {
@@ -36,11 +53,6 @@ impl VirtioDevice for Rng {
             self.bytes.fetch_add(u64::from(written), Ordering::Relaxed);
             Ok(written)
         })
-    }
-
-    fn counters(&self) -> Box<dyn Fn() -> BTreeMap<String, u64> + Send + Sync> {
-        let bytes = Arc::clone(&self.bytes);
-        Box::new(move || BTreeMap::from([("bytes".into(), bytes.load(Ordering::Relaxed))]))
     }
 }
 
@@ -80,7 +92,8 @@ mod tests {
         let (memory, (_, msix)) = (guest_ram(), open_msix(1));
         let mut driver = Driver::new(&memory, 0, 64);
         let mut queues = Queues(vec![Some(driver.device(true, &msix))]);
-        let mut rng = Rng::default();
+        let device = Rng::default();
+        let mut rng = RngHandler { bytes: Arc::clone(&device.bytes) };
         driver.offer(&[writable(DATA, 32), readable(DATA + 100, 8), writable(DATA + 40, 1500)]);
         driver.offer(&[writable(DATA + 0x1000, 32)]);
         driver.offer(&[readable(DATA + 0x2000, 32)]);
@@ -97,7 +110,7 @@ mod tests {
         assert_ne!(bytes(DATA + 40 + 1468, 32), [0; 32], "to the very end");
         assert_eq!(bytes(DATA + 0x2000, 32), [0; 32], "a buffer to read from");
         assert_eq!(bytes(DATA + 0x1_0000 + MAX_REQUEST_BYTES as u64, 512), [0; 512], "bounded");
-        assert_eq!(rng.counters()()["bytes"], 1532 + 32 + MAX_REQUEST_BYTES as u64);
+        assert_eq!(device.counters()()["bytes"], 1532 + 32 + MAX_REQUEST_BYTES as u64);
     }
 
     #[test]
@@ -106,7 +119,7 @@ mod tests {
         let mut driver = Driver::new(&memory, 0, 64);
         let mut queues = Queues(vec![Some(driver.device(true, &msix))]);
         driver.offer(&[writable(HOLE - 8, 16)]);
-        assert!(Rng::default().on_queue(&mut queues, 0).is_err());
+        assert!(RngHandler { bytes: Arc::default() }.on_queue(&mut queues, 0).is_err());
         assert_eq!(memory.read_obj::<u64>(GuestAddress(HOLE - 8)).unwrap(), 0);
     }
 }

@@ -7,6 +7,7 @@
 //! | 2 | ISR status | reads trap, because they clear it; a driver with MSI-X never does |
 //! | 3 | doorbells, one per queue | the kernel turns writes into eventfds |
 
+mod config_change;
 mod layout;
 mod window;
 mod wired;
@@ -18,6 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
+pub use self::config_change::ConfigChange;
 pub use self::layout::BAR_SIZE;
 use self::layout::{
     DEVICE_CONFIG, DOORBELL_PAGE, DOORBELL_STRIDE, ISR_PAGE, MSIX_PAGE, add_virtio_capabilities, identity,
@@ -25,8 +27,8 @@ use self::layout::{
 use self::wired::Wired;
 use super::common::{self, Alarm, CommonConfig, Follow, QueueSetup};
 use super::queue::{DeviceQueue, ISR_CONFIG, ISR_QUEUE, Interrupt, Queues, ring};
-use super::worker::{OnFault, SharedDevice, Worker};
-use super::{F_EVENT_IDX, Fault, Kind};
+use super::worker::{OnFault, Workers};
+use super::{Counters, F_EVENT_IDX, Fault, Kind, Start, VirtioDevice};
 use crate::devices::complaints::Complaints;
 use crate::devices::pci::config::ConfigSpace;
 use crate::devices::pci::msix::{self, Msix};
@@ -53,9 +55,10 @@ pub struct Context {
 /// One virtio device as a PCI function.
 pub struct VirtioPci {
     kind: Kind,
-    device: SharedDevice,
-    counters: Box<dyn Fn() -> std::collections::BTreeMap<String, u64> + Send + Sync>,
-    backend: Option<String>,
+    device: Arc<dyn VirtioDevice>,
+    counters: Counters,
+    /// How often the driver rang a doorbell.
+    notifications: Arc<AtomicU64>,
     memory: GuestMemoryMmap,
     wiring: Arc<dyn Wiring>,
     slot: u32,
@@ -66,6 +69,7 @@ pub struct VirtioPci {
     msix_capability: usize,
     access_capability: usize,
     alarm: Alarm,
+    config_change: ConfigChange,
     complaints: Arc<Complaints>,
     /// Whether a worker runs, readable without the lock.
     active: AtomicBool,
@@ -77,7 +81,7 @@ pub struct VirtioPci {
 struct Inner {
     config: ConfigSpace,
     common: CommonConfig,
-    worker: Option<Worker>,
+    workers: Option<Workers>,
     /// Where the readable pages and the doorbells are wired now.
     wired: Wired,
 }
@@ -87,21 +91,18 @@ impl VirtioPci {
     ///
     /// # Errors
     /// When its interrupts, doorbells or register pages cannot be had.
-    pub fn new(device: SharedDevice, context: Context) -> io::Result<Arc<Self>> {
+    pub fn new(device: Arc<dyn VirtioDevice>, context: Context) -> io::Result<Arc<Self>> {
         let Context { memory, wiring, config_page, bar, slot } = context;
-        let guard = device.lock().unwrap_or_else(PoisonError::into_inner);
-        let (kind, queue_sizes) = (guard.kind(), guard.queue_sizes());
+        let (kind, queue_sizes) = (device.kind(), device.queue_sizes());
         let registers = RegisterPages::new(ISR_PAGE)?;
-        registers.write(DEVICE_CONFIG, &guard.config());
+        registers.write(DEVICE_CONFIG, &device.config());
         let vectors = (queue_sizes.len() as u16).saturating_add(1);
         let msix = Arc::new(Msix::new(registers.slice(MSIX_PAGE, 1), vectors, Arc::clone(&wiring))?);
-        let common = CommonConfig::new(registers.slice(0, 1), guard.features(), queue_sizes, vectors);
+        let common = CommonConfig::new(registers.slice(0, 1), device.features(), &queue_sizes, msix.len());
         let doorbells = queue_sizes
             .iter()
             .map(|_| EventFd::new(libc::EFD_NONBLOCK))
             .collect::<io::Result<Vec<EventFd>>>()?;
-        let (counters, backend) = (guard.counters(), guard.backend());
-        drop(guard);
 
         let mut config = ConfigSpace::new(config_page, identity(kind));
         config.set_bar(bar, BAR_SIZE);
@@ -109,22 +110,26 @@ impl VirtioPci {
         let (body, writable) = msix.capability(MSIX_PAGE as u32);
         let msix_capability = config.add_capability(msix::CAPABILITY_ID, &body, &writable);
 
-        let inner = Inner { config, common, worker: None, wired: Wired::default() };
+        let inner = Inner { config, common, workers: None, wired: Wired::default() };
+        let (alarm, isr) = (inner.common.alarm().clone(), Arc::new(AtomicU8::new(0)));
+        let (shown, vectors) = (registers.clone(), Arc::clone(&msix));
+        let config_change = ConfigChange::new(&device, shown, alarm.clone(), Arc::clone(&isr), vectors);
         Ok(Arc::new(Self {
             kind,
+            counters: device.counters(),
             device,
-            counters,
-            backend,
+            notifications: Arc::default(),
             memory,
             wiring,
             slot,
             registers,
             msix,
-            isr: Arc::new(AtomicU8::new(0)),
+            isr,
             doorbells,
             msix_capability,
             access_capability,
-            alarm: inner.common.alarm().clone(),
+            alarm,
+            config_change,
             complaints: Arc::default(),
             active: AtomicBool::new(false),
             bar: AtomicU64::new(0),
@@ -132,9 +137,28 @@ impl VirtioPci {
         }))
     }
 
-    /// Stops the worker for good; what the device held back is written out.
+    /// Stops the workers for good; what the device held back is written out.
     pub fn shut_down(&self) {
         self.reset(&mut self.lock());
+    }
+
+    /// Lets the workers finish what they have begun and rest. The vCPUs rest already: nobody resets the device meanwhile.
+    pub fn pause(&self) {
+        if let Some(workers) = &self.lock().workers {
+            workers.pause();
+        }
+    }
+
+    /// Lets the workers go on.
+    pub fn resume(&self) {
+        if let Some(workers) = &self.lock().workers {
+            workers.resume();
+        }
+    }
+
+    /// Tells the driver that the device's configuration structure has changed.
+    pub fn announce_config_change(&self) {
+        self.config_change.announce();
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -142,16 +166,28 @@ impl VirtioPci {
     }
 
     fn start(&self, inner: &mut Inner) {
-        self.device.lock().unwrap_or_else(PoisonError::into_inner).on_start(inner.common.accepted());
-        let spawn =
-            |queues| Worker::spawn(Arc::clone(&self.device), queues, self.on_fault()).map_err(Fault::Host);
-        match self.collect_queues(&inner.common).and_then(spawn) {
-            Ok(worker) => {
-                inner.worker = Some(worker);
+        match self.start_workers(&inner.common) {
+            Ok(workers) => {
+                inner.workers = Some(workers);
                 self.active.store(true, Ordering::Relaxed);
             }
-            Err(fault) => self.on_fault()(fault),
+            Err(fault) => {
+                self.device.stop();
+                self.on_fault()(fault);
+            }
         }
+    }
+
+    fn start_workers(&self, common: &CommonConfig) -> Result<Workers, Fault> {
+        let mut queues = self.collect_queues(common)?;
+        let lanes = self.device.start(Start {
+            features: common.accepted(),
+            memory: &self.memory,
+            queues: &mut queues,
+            config: self.config_change.clone(),
+        })?;
+        Workers::spawn(self.kind.name, lanes, queues, &self.notifications, self.on_fault())
+            .map_err(Fault::Host)
     }
 
     /// What happens when the device cannot go on. A worker calls it, so it takes no lock a vCPU may hold.
@@ -169,8 +205,9 @@ impl VirtioPci {
     }
 
     fn reset(&self, inner: &mut Inner) {
-        if let Some(worker) = inner.worker.take() {
-            worker.stop();
+        if let Some(workers) = inner.workers.take() {
+            workers.stop();
+            self.device.stop();
         }
         self.active.store(false, Ordering::Relaxed);
         for doorbell in &self.doorbells {
@@ -221,6 +258,10 @@ impl VirtioPci {
                 Follow::Start => self.start(inner),
                 Follow::Reset => self.reset(inner),
             },
+            0 if register >= DEVICE_CONFIG => {
+                self.device.write_config(register.saturating_sub(DEVICE_CONFIG), data);
+                return self.config_change.show();
+            }
             MSIX_PAGE => self.msix.write_table(register, data),
             DOORBELL_PAGE => {
                 if let Some(doorbell) = self.doorbells.get(register / DOORBELL_STRIDE) {
@@ -270,9 +311,10 @@ impl PciFunction for VirtioPci {
         };
         let mut counters = (self.counters)();
         counters.insert("interrupts".into(), self.msix.signals());
+        counters.insert("notifications".into(), self.notifications.load(Ordering::Relaxed));
         DeviceFacts {
             kind: self.kind.name.into(),
-            backend: self.backend.clone(),
+            backend: self.device.backend(),
             state: state.into(),
             counters,
             ..DeviceFacts::default()

@@ -1,207 +1,180 @@
-//! The thread behind an active device: it waits for doorbells and a host descriptor, and calls the device.
+//! The threads behind an active device, one per lane: each waits for its doorbells and host descriptors, and calls its
+//! handler.
+
+mod reactor;
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
+use self::reactor::Reactor;
 use super::queue::{Leave, Queues};
-use super::{Fault, Listen, VirtioDevice};
+use super::{Fault, Lane};
 
-/// A device, held by its transport and locked by its worker while it serves.
-pub type SharedDevice = Arc<Mutex<dyn VirtioDevice>>;
-
-/// Told once when the guest breaks a queue.
+/// Told once when the guest breaks a queue of the device.
 pub type OnFault = Box<dyn FnOnce(Fault) + Send>;
 
-/// What woke the worker.
+/// What a worker is to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Token {
+enum Order {
+    Run,
+    Rest,
     Stop,
-    Host,
-    Queue(usize),
 }
 
-impl Token {
-    fn encode(self) -> u64 {
-        match self {
-            Self::Stop => 0,
-            Self::Host => 1,
-            Self::Queue(index) => (index as u64).saturating_add(2),
-        }
-    }
-
-    fn decode(data: u64) -> Self {
-        match data {
-            0 => Self::Stop,
-            1 => Self::Host,
-            index => Self::Queue(index.saturating_sub(2) as usize),
-        }
-    }
+/// Where a worker is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Running,
+    Resting,
+    Gone,
 }
 
-/// A running worker.
+/// What a worker and those who command it share.
 #[derive(Debug)]
-pub struct Worker {
-    thread: JoinHandle<()>,
-    stop: EventFd,
+struct Post {
+    state: Mutex<(Order, Place)>,
+    changed: Condvar,
+    wake: EventFd,
     leave: Leave,
 }
 
-impl Worker {
-    /// Starts a thread that serves `queues` until it is stopped, or until the guest breaks a queue.
+impl Post {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            state: Mutex::new((Order::Run, Place::Running)),
+            changed: Condvar::new(),
+            wake: EventFd::new(libc::EFD_NONBLOCK)?,
+            leave: Leave::default(),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, (Order, Place)> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives an order. One to stop is the last.
+    fn order(&self, order: Order) {
+        let mut state = self.lock();
+        if state.0 == Order::Stop {
+            return;
+        }
+        state.0 = order;
+        if order == Order::Run {
+            self.leave.stay();
+        } else {
+            self.leave.ask();
+        }
+        let _ = self.wake.write(1);
+        self.changed.notify_all();
+    }
+
+    /// Waits until the worker serves no queue.
+    fn wait_for_rest(&self) {
+        let serving = |state: &mut (Order, Place)| state.1 == Place::Running;
+        drop(self.changed.wait_while(self.lock(), serving));
+    }
+
+    /// The worker rests until it gets another order than to rest, which is returned.
+    fn rest(&self) -> Order {
+        let mut state = self.lock();
+        state.1 = Place::Resting;
+        self.changed.notify_all();
+        let resting = |state: &mut (Order, Place)| state.0 == Order::Rest;
+        let mut state = self.changed.wait_while(state, resting).unwrap_or_else(PoisonError::into_inner);
+        state.1 = Place::Running;
+        state.0
+    }
+
+    fn leave_for_good(&self) {
+        self.lock().1 = Place::Gone;
+        self.changed.notify_all();
+    }
+}
+
+/// The running workers of one device.
+#[derive(Debug)]
+pub struct Workers {
+    workers: Vec<(JoinHandle<()>, Arc<Post>)>,
+}
+
+impl Workers {
+    /// Starts a thread per lane, named `name`, that serves the lane's queues of `queues` until it is stopped, or until the
+    /// guest breaks a queue of any of them. `notifications` counts how often the driver rang a doorbell.
     ///
     /// # Errors
     /// When a thread or a descriptor cannot be had.
-    pub fn spawn(device: SharedDevice, mut queues: Queues, on_fault: OnFault) -> io::Result<Self> {
-        let (stop, leave) = (EventFd::new(libc::EFD_NONBLOCK)?, queues.listen());
-        let reactor = Reactor::new(&device, &queues, stop.try_clone()?)?;
-        let name = device.lock().unwrap_or_else(PoisonError::into_inner).kind().name;
-        let thread = std::thread::Builder::new()
-            .name(name.into())
-            .spawn(move || reactor.run(&device, queues, on_fault))?;
-        Ok(Self { thread, stop, leave })
-    }
-
-    /// Stops the thread after the chain it is serving.
-    pub fn stop(self) {
-        self.ask_to_stop();
-        if self.thread.join().is_err() {
-            tracing::error!("a device worker panicked; its device is lost to the guest");
-        }
-    }
-
-    fn ask_to_stop(&self) {
-        self.leave.ask();
-        let _ = self.stop.write(1);
-    }
-}
-
-/// The descriptors a worker waits on.
-struct Reactor {
-    epoll: Epoll,
-    stop: EventFd,
-    host: Host,
-    listen: Listen,
-}
-
-/// How the device's host source tells that it can be read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Host {
-    /// There is none.
-    None,
-    /// Epoll says so.
-    Polled(RawFd),
-    /// Always: epoll refuses regular files and /dev/null, because they never make anybody wait.
-    AlwaysReady,
-}
-
-impl Reactor {
-    fn new(device: &SharedDevice, queues: &Queues, stop: EventFd) -> io::Result<Self> {
-        let epoll = Epoll::new()?;
-        let add = |fd: RawFd, token: Token| {
-            epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token.encode()))
-        };
-        add(stop.as_raw_fd(), Token::Stop)?;
-        for (index, queue) in queues.0.iter().enumerate() {
-            if let Some(queue) = queue {
-                add(queue.notify().as_raw_fd(), Token::Queue(index))?;
-            }
-        }
-        let source = device.lock().unwrap_or_else(PoisonError::into_inner).host_source();
-        let host = match source {
-            None => Host::None,
-            Some(source) if add(source.fd, Token::Host).is_ok() => Host::Polled(source.fd),
-            Some(_) => Host::AlwaysReady,
-        };
-        let listen = if host == Host::None { Listen::No } else { Listen::Yes };
-        let mut reactor = Self { epoll, stop, host, listen };
-        if source.is_some_and(|source| source.pending) {
-            reactor.listen_to_host(Listen::Later);
-        }
-        Ok(reactor)
-    }
-
-    fn run(mut self, device: &SharedDevice, mut queues: Queues, on_fault: OnFault) {
-        let outcome = self.serve(device, &mut queues);
-        if let Err(fault) = outcome {
-            on_fault(fault);
-        }
-        device.lock().unwrap_or_else(PoisonError::into_inner).on_stop();
-    }
-
-    fn serve(&mut self, device: &SharedDevice, queues: &mut Queues) -> Result<(), Fault> {
-        let mut events = [EpollEvent::default(); 8];
-        if self.listen == Listen::Later {
-            self.serve_host(&mut *device.lock().unwrap_or_else(PoisonError::into_inner), queues)?;
-        }
-        loop {
-            let host_is_ready = self.host == Host::AlwaysReady && self.listen == Listen::Yes;
-            let ready = match self.epoll.wait(if host_is_ready { 0 } else { -1 }, &mut events) {
-                Ok(count) => events.get(..count).unwrap_or_default(),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => {
-                    tracing::error!(%error, "a device worker cannot wait for events");
-                    return Ok(());
-                }
-            };
-            let mut device = device.lock().unwrap_or_else(PoisonError::into_inner);
-            if host_is_ready {
-                self.serve_host(&mut *device, queues)?;
-            }
-            for event in ready {
-                match Token::decode(event.data()) {
-                    Token::Stop => return Ok(()),
-                    Token::Host => self.serve_host(&mut *device, queues)?,
-                    Token::Queue(index) => {
-                        drain(queues, index);
-                        device.on_queue(queues, index)?;
-                        if self.listen == Listen::Later {
-                            self.serve_host(&mut *device, queues)?;
-                        }
+    pub fn spawn(
+        name: &str,
+        lanes: Vec<Lane>,
+        mut queues: Queues,
+        notifications: &Arc<AtomicU64>,
+        on_fault: OnFault,
+    ) -> io::Result<Self> {
+        let posts = lanes.iter().map(|_| Post::new().map(Arc::new)).collect::<io::Result<Vec<_>>>()?;
+        let everyone: Arc<[Arc<Post>]> = posts.clone().into();
+        let on_fault = Arc::new(Mutex::new(Some(on_fault)));
+        let mut all = Self { workers: Vec::new() };
+        for (lane, post) in lanes.into_iter().zip(posts) {
+            let mut queues = queues.split_off(&lane.queues);
+            queues.listen(&post.leave);
+            let reactor = Reactor::new(lane.handler, queues, Arc::clone(&post), Arc::clone(notifications))?;
+            let (everyone, on_fault) = (Arc::clone(&everyone), Arc::clone(&on_fault));
+            let watched = Arc::clone(&post);
+            let work = move || {
+                if let Err(fault) = reactor.run() {
+                    let first = on_fault.lock().unwrap_or_else(PoisonError::into_inner).take();
+                    // The device is one: none of its lanes goes on after a fault.
+                    everyone.iter().for_each(|post| post.order(Order::Stop));
+                    if let Some(tell) = first {
+                        tell(fault);
                     }
                 }
+                watched.leave_for_good();
+            };
+            match std::thread::Builder::new().name(name.into()).spawn(work) {
+                Ok(thread) => all.workers.push((thread, post)),
+                Err(error) => {
+                    all.stop();
+                    return Err(error);
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// Lets every worker finish what it has begun and rest; returns when they do.
+    pub fn pause(&self) {
+        self.order(Order::Rest);
+        self.workers.iter().for_each(|(_, post)| post.wait_for_rest());
+    }
+
+    /// Lets them go on.
+    pub fn resume(&self) {
+        self.order(Order::Run);
+    }
+
+    /// Stops every thread after the chain it is serving.
+    pub fn stop(self) {
+        self.order(Order::Stop);
+        for (thread, _) in self.workers {
+            if thread.join().is_err() {
+                tracing::error!("a device worker panicked; its device is lost to the guest");
             }
         }
     }
 
-    fn serve_host(&mut self, device: &mut dyn VirtioDevice, queues: &mut Queues) -> Result<(), Fault> {
-        let listen = device.on_host(queues)?;
-        self.listen_to_host(listen);
-        Ok(())
-    }
-
-    /// A source nobody listens to is taken out: one that hung up would wake the worker without end, whatever the interest.
-    fn listen_to_host(&mut self, listen: Listen) {
-        let operation = match (self.listen == Listen::Yes, listen == Listen::Yes) {
-            (true, false) => Some(ControlOperation::Delete),
-            (false, true) => Some(ControlOperation::Add),
-            _ => None,
-        };
-        self.listen = listen;
-        let event = EpollEvent::new(EventSet::IN, Token::Host.encode());
-        if let (Some(operation), Host::Polled(fd)) = (operation, self.host)
-            && let Err(error) = self.epoll.ctl(operation, fd, event)
-        {
-            tracing::warn!(%error, "a device's host descriptor cannot be waited for any more");
-        }
+    fn order(&self, order: Order) {
+        self.workers.iter().for_each(|(_, post)| post.order(order));
     }
 }
 
-impl std::fmt::Debug for Reactor {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Reactor").field("stop", &self.stop).finish_non_exhaustive()
-    }
-}
-
-/// Takes the doorbell's count, so that it wakes the worker again only when it is rung again.
-fn drain(queues: &mut Queues, index: usize) {
-    if let Some(queue) = queues.get(index) {
-        let _ = queue.notify().read();
-    }
+/// Counts doorbells across a device's lanes.
+fn count(notifications: &AtomicU64, rings: u64) {
+    notifications.fetch_add(rings, Ordering::Relaxed);
 }
 
 #[cfg(test)]

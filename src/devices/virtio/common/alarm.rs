@@ -1,8 +1,9 @@
-//! DEVICE_NEEDS_RESET (virtio 1.2 §2.1.2).
+//! What a device tells its driver without being asked: DEVICE_NEEDS_RESET (virtio 1.2 §2.1.2), and that its
+//! configuration has changed (§4.1.4.3.1).
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{CONFIG_VECTOR, DEVICE_STATUS, status};
+use super::{CONFIG_GENERATION, CONFIG_VECTOR, DEVICE_STATUS, status};
 use crate::devices::registers::RegisterPages;
 
 /// Sets DEVICE_NEEDS_RESET from any thread. A worker may raise it while a vCPU holds the transport and waits for that
@@ -27,6 +28,16 @@ impl Alarm {
         *raised = true;
         let shown = self.registers.u8(DEVICE_STATUS);
         self.registers.set_u8(DEVICE_STATUS, shown | status::NEEDS_RESET);
+        self.registers.u16(CONFIG_VECTOR)
+    }
+
+    /// The configuration structure has changed: the driver reads another generation of it. Returns the vector the driver
+    /// wants to be told on.
+    #[must_use]
+    pub fn next_generation(&self) -> u16 {
+        let _held = self.lock();
+        let generation = self.registers.u8(CONFIG_GENERATION);
+        self.registers.set_u8(CONFIG_GENERATION, generation.wrapping_add(1));
         self.registers.u16(CONFIG_VECTOR)
     }
 

@@ -15,6 +15,7 @@ struct Fixture {
     transmit: Driver,
     queues: Queues,
     console: Console,
+    handler: ConsoleHandler,
     /// What the host types.
     keyboard: Option<OwnedFd>,
     screen: std::fs::File,
@@ -26,9 +27,19 @@ fn fixture() -> Fixture {
     let (input, keyboard) = pipe().unwrap();
     let log = Arc::new(ConsoleLog::new(output, |_| {}).unwrap());
     let console = Console::new(log, ConsoleInput::new(input));
+    let handler = console.handler();
     let (receive, transmit) = (Driver::new(&memory, 0, 64), Driver::new(&memory, 1, 64));
     let queues = Queues(vec![Some(receive.device(true, &msix)), Some(transmit.device(true, &msix))]);
-    Fixture { memory, receive, transmit, queues, console, keyboard: Some(keyboard), screen: screen.into() }
+    Fixture {
+        memory,
+        receive,
+        transmit,
+        queues,
+        console,
+        handler,
+        keyboard: Some(keyboard),
+        screen: screen.into(),
+    }
 }
 
 impl Fixture {
@@ -37,7 +48,7 @@ impl Fixture {
     }
 
     fn on_host(&mut self) -> Listen {
-        self.console.on_host(&mut self.queues).unwrap()
+        self.handler.on_host(&mut self.queues, 0).unwrap()
     }
 
     fn bytes(&self, address: u64, len: usize) -> Vec<u8> {
@@ -53,7 +64,7 @@ fn output_goes_to_the_screen_from_scattered_buffers() {
     test.memory.write_slice(b"hello, world\n", GuestAddress(DATA)).unwrap();
     test.transmit.offer(&[readable(DATA, 7), readable(DATA + 7, 0), readable(DATA + 7, 6)]);
     test.transmit.offer(&[readable(DATA, 5)]);
-    test.console.on_queue(&mut test.queues, TRANSMIT).unwrap();
+    test.handler.on_queue(&mut test.queues, TRANSMIT).unwrap();
     let mut shown = [0; 18];
     test.screen.read_exact(&mut shown).unwrap();
     assert_eq!(&shown, b"hello, world\nhello");
@@ -81,7 +92,7 @@ fn input_without_buffers_waits_for_them_and_asks_for_the_doorbell() {
     test.type_in(b"0123456789");
     assert_eq!(test.on_host(), Listen::Later);
     assert_eq!(test.receive.avail_event(), 1, "the next buffer rings");
-    assert!(test.console.host_source().unwrap().pending, "for a worker that starts after a reset");
+    assert!(test.handler.host_sources()[0].pending, "for a worker that starts after a reset");
     test.receive.offer(&[writable(DATA + 16, 64)]);
     assert_eq!(test.on_host(), Listen::Yes);
     assert_eq!(test.receive.used(), [(0, 4), (1, 6)]);
@@ -100,7 +111,7 @@ fn the_end_of_input_comes_after_the_last_of_it() {
     assert_eq!(test.on_host(), Listen::Yes);
     assert_eq!(test.bytes(DATA, 3), b"bye");
     assert_eq!(test.on_host(), Listen::No);
-    assert_eq!(test.console.host_source(), None);
+    assert_eq!(test.handler.host_sources(), []);
     assert_eq!(test.on_host(), Listen::No);
 }
 
@@ -131,10 +142,10 @@ fn what_is_no_console_buffer_is_a_fault() {
         test.type_in(b"x");
         let result = if index == TRANSMIT {
             test.transmit.offer(&chain);
-            test.console.on_queue(&mut test.queues, TRANSMIT)
+            test.handler.on_queue(&mut test.queues, TRANSMIT)
         } else {
             test.receive.offer(&chain);
-            test.console.on_host(&mut test.queues).map(drop)
+            test.handler.on_host(&mut test.queues, 0).map(drop)
         };
         assert!(result.is_err(), "{chain:x?}");
         assert_eq!(test.console.counters()()["bytes_out"], 0);

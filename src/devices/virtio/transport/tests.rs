@@ -4,6 +4,7 @@ mod broken;
 mod fixture;
 
 use self::fixture::{BAR, Function, MOVED, SLOT, Told};
+use crate::devices::pci::root::PciFunction;
 use crate::devices::registers::PAGE;
 use crate::devices::virtio::testing::{DATA, readable, writable};
 use crate::devices::virtio::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1};
@@ -202,4 +203,34 @@ fn aiming_the_access_window_at_the_isr_status_does_not_clear_it() {
     function.config_write(access + 12, &1_u32.to_le_bytes());
     assert_eq!(function.config(access + 16, 1), [1]);
     assert_eq!(function.read(isr.into(), 1), [1], "it is for the driver to read");
+}
+
+#[test]
+fn a_changed_configuration_is_a_new_generation_and_an_interrupt() {
+    let function = Function::new();
+    function.decode(true);
+    function.bring_up();
+    let config = u64::from(function.virtio_capability(4).offset);
+    assert_eq!((function.read(21, 1), function.read(config, 4)), (vec![0], vec![1, 2, 3, 4]));
+    function.pci.announce_config_change();
+    assert_eq!(function.read(21, 1), [1]);
+    assert_eq!(function.wiring.raised(0), 1);
+    function.write(config + 2, &[9]);
+    assert_eq!(function.told_of_config(), (2, vec![9]));
+    assert_eq!(function.read(config, 4), [1, 2, 3, 4], "what the device makes of it");
+    assert_eq!(function.wiring.raised(0), 0, "the driver knows what it wrote");
+}
+
+#[test]
+fn doorbells_are_counted() {
+    let mut function = Function::new();
+    function.decode(true);
+    function.bring_up();
+    function.told();
+    for expected in 1..=3 {
+        function.drivers[0].offer(&[writable(DATA, 4)]);
+        function.ring(0);
+        assert_eq!(function.told(), Told::Served(0));
+        assert_eq!(function.pci.facts().counters["notifications"], expected);
+    }
 }

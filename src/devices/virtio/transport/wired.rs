@@ -17,7 +17,7 @@ impl VirtioPci {
     pub(super) fn rewire(&self, inner: &mut Inner) {
         let bar = inner.config.bar();
         self.bar.store(bar.unwrap_or(0), Ordering::Relaxed);
-        let wanted = Wired { readable: bar, doorbells: bar.filter(|_| inner.worker.is_some()) };
+        let wanted = Wired { readable: bar, doorbells: bar.filter(|_| inner.workers.is_some()) };
         if wanted == inner.wired {
             return;
         }

@@ -1,7 +1,7 @@
 //! A function on a bus, with everything a driver does to it.
 
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use vm_memory::GuestMemoryMmap;
@@ -12,7 +12,9 @@ use crate::devices::registers::PAGE;
 use crate::devices::virtio::queue::Queues;
 use crate::devices::virtio::testing::{Driver, guest_ram};
 use crate::devices::virtio::transport::{Context, VirtioPci};
-use crate::devices::virtio::{F_EVENT_IDX, F_VERSION_1, Fault, Kind, VirtioDevice};
+use crate::devices::virtio::{
+    F_EVENT_IDX, F_VERSION_1, Fault, Kind, Lane, QueueHandler, Start, VirtioDevice,
+};
 use crate::devices::wiring::Wiring;
 use crate::devices::wiring::mock::MockWiring;
 
@@ -33,6 +35,7 @@ const LONG: Duration = Duration::from_secs(30);
 pub(super) enum Told {
     Started(u64),
     Served(usize),
+    Config(usize, Vec<u8>),
     Stopped,
 }
 
@@ -47,28 +50,37 @@ impl VirtioDevice for Fake {
         FEATURE
     }
 
-    fn queue_sizes(&self) -> &'static [u16] {
-        &[8, 8]
+    fn queue_sizes(&self) -> Vec<u16> {
+        vec![8, 8]
     }
 
     fn config(&self) -> Vec<u8> {
         vec![1, 2, 3, 4]
     }
 
-    fn on_start(&mut self, features: u64) {
-        let _ = self.0.send(Told::Started(features));
+    fn write_config(&self, offset: usize, data: &[u8]) {
+        let _ = self.0.send(Told::Config(offset, data.to_vec()));
     }
 
+    fn start(&self, start: Start<'_>) -> Result<Vec<Lane>, Fault> {
+        let _ = self.0.send(Told::Started(start.features));
+        Ok(Lane::all(2, FakeHandler(self.0.clone())))
+    }
+
+    fn stop(&self) {
+        let _ = self.0.send(Told::Stopped);
+    }
+}
+
+struct FakeHandler(Sender<Told>);
+
+impl QueueHandler for FakeHandler {
     fn on_queue(&mut self, queues: &mut Queues, index: usize) -> Result<(), Fault> {
         if let Some(queue) = queues.get(index) {
             queue.serve(|_, _| Ok(4))?;
         }
         let _ = self.0.send(Told::Served(index));
         Ok(())
-    }
-
-    fn on_stop(&mut self) {
-        let _ = self.0.send(Told::Stopped);
     }
 }
 
@@ -104,7 +116,7 @@ impl Function {
             bar: BAR as u32,
             slot: SLOT,
         };
-        let pci = VirtioPci::new(Arc::new(Mutex::new(Fake(sender))), context).unwrap();
+        let pci = VirtioPci::new(Arc::new(Fake(sender)), context).unwrap();
         root.plug(DEVICE as usize, Arc::clone(&pci) as _);
         let drivers = [Driver::new(&memory, 0, 8), Driver::new(&memory, 1, 8)];
         Self { drivers, wiring, memory, pci, ecam: root.ecam(), window: root.window(0), told }
@@ -115,9 +127,20 @@ impl Function {
         self.told.recv_timeout(LONG).unwrap()
     }
 
-    /// Whether the device was told nothing so far.
+    /// The write into its configuration that the device was told next of, after its start.
+    pub(super) fn told_of_config(&self) -> (usize, Vec<u8>) {
+        loop {
+            match self.told() {
+                Told::Config(offset, data) => return (offset, data),
+                Told::Started(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    /// Whether the device was told nothing so far but what the driver wrote into its configuration.
     pub(super) fn is_silent(&self) -> bool {
-        self.told.try_recv().is_err()
+        self.told.try_iter().all(|told| matches!(told, Told::Config(..)))
     }
 
     pub(super) fn state(&self) -> String {
