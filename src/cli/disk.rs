@@ -201,7 +201,7 @@ fn lines(layer: &Layer) -> Vec<(&'static str, String)> {
 fn in_units(bytes: u64) -> String {
     for (shift, unit) in [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")] {
         if bytes >= 1 << shift {
-            let tenths = u128::from(bytes) * 10 >> shift;
+            let tenths = (u128::from(bytes) * 10) >> shift;
             let (whole, tenth) = (tenths / 10, tenths % 10);
             let tenth = if tenth == 0 { String::new() } else { format!(".{tenth}") };
             return format!("{whole}{tenth} {unit} ({bytes} bytes)");

@@ -29,7 +29,7 @@ impl<'a> Buffers<'a> {
     #[must_use]
     pub fn of(slices: &[VolatileSlice<'a>]) -> Self {
         let mut buffers = Self { vectors: Vec::with_capacity(slices.len()), ..Self::default() };
-        for slice in slices.iter().filter(|slice| slice.len() > 0) {
+        for slice in slices.iter().filter(|slice| !slice.is_empty()) {
             let guard = slice.ptr_guard_mut();
             buffers.push(libc::iovec { iov_base: guard.as_ptr().cast(), iov_len: guard.len() });
         }

@@ -25,7 +25,7 @@ pub fn convert(
 ) -> Result<u64, DiskError> {
     let from = source.open()?;
     let draft = Draft::begin(target, force)?;
-    let written = |source| DiskError::Write { path: target.into(), source };
+    let written = |source| DiskError::Write { path: target.into(), cause: source };
     draft.fill_empty(format, from.size_bytes()).map_err(written)?;
     let to = Image {
         path: draft.path.clone(),
@@ -35,7 +35,9 @@ pub fn convert(
     };
     let to = to.open()?;
     copy(&*from, &*to, progress).map_err(|error| match error {
-        Failure::Read(source) => DiskError::Open { path: from.path().into(), access: "reading", source },
+        Failure::Read(source) => {
+            DiskError::Open { path: from.path().into(), access: "reading", cause: source }
+        }
         Failure::Write(source) => written(source),
     })?;
     to.flush().map_err(written)?;

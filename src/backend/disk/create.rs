@@ -45,7 +45,7 @@ pub struct Backing {
 /// See [`DiskError`]: what is there and not forced, in use, or cannot be written; a backing file that cannot be opened.
 pub fn create(new: &NewImage) -> Result<u64, DiskError> {
     let layout =
-        |text: &str| DiskError::Write { path: new.path.clone(), source: io::Error::other(text.to_owned()) };
+        |text: &str| DiskError::Write { path: new.path.clone(), cause: io::Error::other(text.to_owned()) };
     let base = new.backing.as_ref().map(|backing| base_of(&new.path, backing)).transpose()?;
     let size = new.size_bytes.or(base.as_ref().map(|base| base.bytes));
     let size = size.ok_or_else(|| layout("it needs a size, or a backing file whose size it takes"))?;
@@ -60,7 +60,7 @@ pub fn create(new: &NewImage) -> Result<u64, DiskError> {
     let draft = Draft::begin(&new.path, new.force)?;
     draft
         .fill(new.format, bytes, base.as_ref())
-        .map_err(|source| DiskError::Write { path: new.path.clone(), source })?;
+        .map_err(|source| DiskError::Write { path: new.path.clone(), cause: source })?;
     draft.publish()?;
     Ok(bytes)
 }
@@ -98,7 +98,7 @@ pub(super) struct Draft {
 impl Draft {
     /// Makes an empty file beside the one to come.
     pub(super) fn begin(target: &Path, force: bool) -> Result<Self, DiskError> {
-        let failed = |source| DiskError::Write { path: target.into(), source };
+        let failed = |source| DiskError::Write { path: target.into(), cause: source };
         check_replaceable(target, force)?;
         let name = target.file_name().ok_or_else(|| failed(io::Error::other("it has no file name")))?;
         let mut draft = std::ffi::OsString::from(".");
@@ -132,7 +132,7 @@ impl Draft {
 
     /// Gives it its name, once all of it is on the medium.
     pub(super) fn publish(mut self) -> Result<(), DiskError> {
-        let failed = |source| DiskError::Write { path: self.target.clone(), source };
+        let failed = |source| DiskError::Write { path: self.target.clone(), cause: source };
         self.file.sync_all().map_err(failed)?;
         check_replaceable(&self.target, self.force)?;
         let flags = if self.force { RenameFlags::empty() } else { RenameFlags::RENAME_NOREPLACE };
@@ -168,16 +168,16 @@ fn check_replaceable(target: &Path, force: bool) -> Result<(), DiskError> {
     let metadata = match target.symlink_metadata() {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(source) => return Err(DiskError::Write { path: target.into(), source }),
+        Err(source) => return Err(DiskError::Write { path: target.into(), cause: source }),
     };
     if !force {
         return Err(DiskError::Exists(target.into()));
     }
     if !metadata.is_file() {
         let source = io::Error::other("what is there is no regular file, and only that is replaced");
-        return Err(DiskError::Write { path: target.into(), source });
+        return Err(DiskError::Write { path: target.into(), cause: source });
     }
-    let examine = |source| DiskError::Examine { path: target.into(), source };
+    let examine = |source| DiskError::Examine { path: target.into(), cause: source };
     let file = File::open(target).map_err(examine)?;
     match held(&file).map_err(|errno| examine(errno.into()))? {
         Held::Free => Ok(()),

@@ -45,7 +45,7 @@ pub(super) const MAGIC: [u8; 4] = *b"QFI\xfb";
 /// # Errors
 /// [`DiskError::Ambiguous`] and [`DiskError::NotQcow2`] when name and beginning disagree; an image that cannot be read.
 pub fn detect(path: &Path) -> Result<Format, DiskError> {
-    let failed = |source| DiskError::Open { path: path.into(), access: "reading", source };
+    let failed = |source| DiskError::Open { path: path.into(), access: "reading", cause: source };
     let kind = path.metadata().map_err(failed)?;
     let named = path.extension().is_some_and(|suffix| suffix.eq_ignore_ascii_case("qcow2"));
     if !(kind.is_file() || std::os::unix::fs::FileTypeExt::is_block_device(&kind.file_type())) {

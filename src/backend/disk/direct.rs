@@ -25,7 +25,7 @@ const SAFE_ALIGNMENT: u64 = 4096;
 impl Direct {
     /// Switches `file` to O_DIRECT and learns its alignment.
     pub(super) fn switch_on(file: &File, path: &Path, readonly: bool) -> Result<Self, DiskError> {
-        let examine = |source| DiskError::Examine { path: path.into(), source };
+        let examine = |source| DiskError::Examine { path: path.into(), cause: source };
         // Opened through its descriptor, so that it is the same file, whatever the path leads to by now.
         let again = format!("/proc/self/fd/{}", file.as_raw_fd());
         let cached = OpenOptions::new()

@@ -7,14 +7,14 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
     /// It cannot be opened.
-    #[error("the disk {path} cannot be opened for {access}: {source}")]
+    #[error("the disk {path} cannot be opened for {access}: {}", words(cause))]
     Open {
         /// The image.
         path: PathBuf,
         /// `reading` or `writing`.
         access: &'static str,
         /// The kernel's reason.
-        source: io::Error,
+        cause: io::Error,
     },
     /// It is a directory, a socket, ….
     #[error("the disk {0} is neither a regular file nor a block device")]
@@ -41,12 +41,12 @@ pub enum DiskError {
         size_bytes: u64,
     },
     /// Its size or lock cannot be read.
-    #[error("the disk {path} cannot be examined: {source}")]
+    #[error("the disk {path} cannot be examined: {}", words(cause))]
     Examine {
         /// The image.
         path: PathBuf,
         /// The kernel's reason.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The file system cannot do without the page cache.
     #[error(
@@ -102,20 +102,20 @@ pub enum DiskError {
         reason: String,
     },
     /// An engine's threads or descriptors cannot be made.
-    #[error("the I/O engine of the disk {path} cannot be started: {source}")]
+    #[error("the I/O engine of the disk {path} cannot be started: {}", words(cause))]
     Engine {
         /// The image.
         path: PathBuf,
         /// The kernel's reason.
-        source: io::Error,
+        cause: io::Error,
     },
     /// An image cannot be made.
-    #[error("the disk {path} cannot be written: {source}")]
+    #[error("the disk {path} cannot be written: {}", words(cause))]
     Write {
         /// The image.
         path: PathBuf,
         /// The reason.
-        source: io::Error,
+        cause: io::Error,
     },
     /// An image is in the new one's place.
     #[error("{0} exists: choose another name, or replace it with --force")]
@@ -124,4 +124,12 @@ pub enum DiskError {
 
 fn by_whom(by: &[String]) -> String {
     if by.is_empty() { String::new() } else { format!(" (process {})", by.join(", ")) }
+}
+
+/// An I/O error without its number.
+pub(super) fn words(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(code) => nix::errno::Errno::from_raw(code).desc().to_owned(),
+        None => error.to_string(),
+    }
 }

@@ -78,7 +78,7 @@ pub fn info(path: &Path, format: Option<Format>) -> Result<ImageInfo, DiskError>
 type Below = Option<(PathBuf, Option<Format>)>;
 
 fn layer(path: &Path, format: Option<Format>) -> Result<(Layer, Below), DiskError> {
-    let examine = |source| DiskError::Examine { path: path.into(), source };
+    let examine = |source| DiskError::Examine { path: path.into(), cause: source };
     // Also finds out what must not even be opened.
     let detected = detect(path);
     let format = match (format, detected) {
@@ -92,7 +92,7 @@ fn layer(path: &Path, format: Option<Format>) -> Result<(Layer, Below), DiskErro
     let mut file = File::open(path).map_err(|source| DiskError::Open {
         path: path.into(),
         access: "reading",
-        source,
+        cause: source,
     })?;
     let lock = held(&file).map_err(|errno| examine(errno.into()))?;
     let mut layer = Layer {

@@ -25,7 +25,7 @@ pub(super) fn lock(file: &File, path: &Path, readonly: bool) -> Result<(), DiskE
         match fcntl(file, FcntlArg::F_OFD_SETLK(&whole(kind))) {
             Ok(_) => return Ok(()),
             Err(Errno::EAGAIN | Errno::EACCES) => std::thread::sleep(PAUSE),
-            Err(errno) => return Err(DiskError::Examine { path: path.into(), source: errno.into() }),
+            Err(errno) => return Err(DiskError::Examine { path: path.into(), cause: errno.into() }),
         }
     }
     Err(DiskError::Locked { path: path.into(), by: holders(file) })

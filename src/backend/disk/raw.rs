@@ -33,7 +33,7 @@ pub struct RawDisk {
 /// Opens an image that is a file or a block device, and locks it: exclusively to write, shared to read.
 pub(super) fn open_locked(path: &Path, readonly: bool) -> Result<File, DiskError> {
     let access = if readonly { "reading" } else { "writing" };
-    let failed = |source| DiskError::Open { path: path.into(), access, source };
+    let failed = |source| DiskError::Open { path: path.into(), access, cause: source };
     // Before it is opened: opening a FIFO waits, and opening a device can do anything.
     let kind = path.metadata().map_err(failed)?.file_type();
     if !(kind.is_file() || kind.is_block_device()) {
@@ -50,7 +50,7 @@ impl RawDisk {
     /// # Errors
     /// See [`DiskError`].
     pub fn open(path: &Path, access: Access) -> Result<Self, DiskError> {
-        let examine = |source| DiskError::Examine { path: path.into(), source };
+        let examine = |source| DiskError::Examine { path: path.into(), cause: source };
         let file = open_locked(path, access.readonly)?;
         let block_device = file.metadata().map_err(examine)?.file_type().is_block_device();
         let size_bytes = end_of(&file).map_err(examine)?;

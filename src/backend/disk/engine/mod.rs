@@ -92,18 +92,16 @@ impl Engine {
     ///
     /// # Errors
     /// [`DiskError::NoUring`] if io_uring is demanded and cannot be had; [`DiskError::Engine`].
-    pub fn new(disk: Arc<dyn Disk>, io: Io, depth: u16) -> Result<Self, DiskError> {
-        let failed = |source| DiskError::Engine { path: disk.path().into(), source };
+    pub fn new(disk: &Arc<dyn Disk>, io: Io, depth: u16) -> Result<Self, DiskError> {
+        let failed = |source| DiskError::Engine { path: disk.path().into(), cause: source };
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let event = EventFd::from_value_and_flags(0, flags).map_err(|errno| failed(errno.into()))?;
         let event = Arc::new(event);
-        let threads = || Threads::new(Arc::clone(&disk), Arc::clone(&event));
+        let threads = || Threads::new(Arc::clone(disk), Arc::clone(&event));
         let uring = match io {
             Io::Threads => Err(None),
             _ if !disk.is_plain_file() => Err(Some("its format is no plain file".to_owned())),
-            Io::Auto | Io::Uring => {
-                Uring::new(Arc::clone(&disk), Arc::clone(&event), threads(), depth).map_err(Some)
-            }
+            Io::Auto | Io::Uring => Uring::new(Arc::clone(disk), &event, threads(), depth).map_err(Some),
         };
         let (kind, instead) = match uring {
             Ok(uring) => (Kind::Uring(Box::new(uring)), None),

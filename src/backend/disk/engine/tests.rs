@@ -17,9 +17,9 @@ fn image(bytes: u64) -> tempfile::NamedTempFile {
 }
 
 fn both(disk: &Arc<dyn Disk>) -> [Engine; 2] {
-    let uring = Engine::new(Arc::clone(disk), Io::Uring, 8).expect("this machine's kernel has io_uring");
+    let uring = Engine::new(disk, Io::Uring, 8).expect("this machine's kernel has io_uring");
     assert_eq!(uring.name(), "io_uring");
-    let threads = Engine::new(Arc::clone(disk), Io::Threads, 8).unwrap();
+    let threads = Engine::new(disk, Io::Threads, 8).unwrap();
     assert_eq!(threads.name(), "threads");
     [uring, threads]
 }
@@ -180,8 +180,8 @@ fn a_format_that_is_no_plain_file_has_threads_and_says_why() {
     .unwrap();
     let image = Image { path, format: None, access: Access::WRITE, follow_backing: true };
     let disk = image.open().unwrap();
-    let engine = Engine::new(Arc::clone(&disk), Io::Auto, 4).unwrap();
+    let engine = Engine::new(&disk, Io::Auto, 4).unwrap();
     assert_eq!((engine.name(), engine.instead_of_uring().is_some()), ("threads", true));
-    let refused = Engine::new(disk, Io::Uring, 4).unwrap_err().to_string();
+    let refused = Engine::new(&disk, Io::Uring, 4).unwrap_err().to_string();
     assert!(refused.contains("no plain file; leave out io=uring"), "{refused}");
 }

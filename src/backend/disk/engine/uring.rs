@@ -8,6 +8,7 @@ use std::sync::Arc;
 use io_uring::{IoUring, Probe, opcode, squeue, types};
 use nix::sys::eventfd::EventFd;
 
+use super::super::error::words;
 use super::super::{Buffers, Place};
 use super::threads::Threads;
 use super::{Completion, Disk, Operation, Request};
@@ -54,7 +55,7 @@ impl Uring {
     /// A ring for `depth` requests. The error says in words why there is none.
     pub(super) fn new(
         disk: Arc<dyn Disk>,
-        event: Arc<EventFd>,
+        event: &EventFd,
         threads: Threads,
         depth: u16,
     ) -> Result<Self, String> {
@@ -207,10 +208,4 @@ fn no_ring(error: &io::Error) -> String {
         }
         _ => format!("no ring can be made: {}", words(error)),
     }
-}
-
-fn words(error: &io::Error) -> String {
-    error
-        .raw_os_error()
-        .map_or_else(|| error.to_string(), |code| nix::errno::Errno::from_raw(code).desc().to_owned())
 }

@@ -44,6 +44,9 @@ fn open_qcow2(
 ) -> Result<FormatAccess<ImageFile>, DiskError> {
     let file = open_layer(path, access, seen)?;
     let header = Header::read(&file).map_err(|refusal| refuse(path, refusal))?;
+    if !access.readonly {
+        header.check_writable(&file).map_err(|refusal| refuse(path, refusal))?;
+    }
     let backing = match header.backing {
         None => None,
         Some(_) if !follow_backing => {
@@ -55,7 +58,7 @@ fn open_qcow2(
             Some(Arc::new(below))
         }
     };
-    let failed = |source| DiskError::Open { path: path.into(), access: "use as qcow2", source };
+    let failed = |source| DiskError::Open { path: path.into(), access: "reading", cause: source };
     // Whatever the image names has been opened above, or does not exist for imago.
     let image = Qcow2::<ImageFile, Arc<FormatAccess<ImageFile>>>::builder(storage(path, file, access)?)
         .write(!access.readonly)
@@ -92,7 +95,7 @@ fn open_backing(
         Format::Qcow2 => open_qcow2(&path, access, true, seen),
         Format::Raw => {
             let file = open_layer(&path, access, seen)?;
-            let failed = |source| DiskError::Open { path: path.clone(), access: "reading", source };
+            let failed = |source| DiskError::Open { path: path.clone(), access: "reading", cause: source };
             let raw = Raw::builder(storage(&path, file, access)?).write(false);
             raw.open(DenyImplicitOpenGate::default()).map(FormatAccess::new).map_err(failed)
         }
@@ -101,13 +104,16 @@ fn open_backing(
 
 /// Opens and locks one file of the chain.
 fn open_layer(path: &Path, access: Access, seen: &mut Seen) -> Result<File, DiskError> {
-    let examine = |source| DiskError::Examine { path: path.into(), source };
+    let examine = |source| DiskError::Examine { path: path.into(), cause: source };
     if seen.len() >= MAX_LAYERS {
         return Err(problem(path, "is below 16 others: flatten the chain with `nestling disk convert`"));
     }
     // Before it is locked: an image that is its own base would find its own lock.
-    let metadata =
-        path.metadata().map_err(|source| DiskError::Open { path: path.into(), access: "reading", source })?;
+    let metadata = path.metadata().map_err(|source| DiskError::Open {
+        path: path.into(),
+        access: "reading",
+        cause: source,
+    })?;
     let identity = (metadata.dev(), metadata.ino());
     if seen.contains(&identity) {
         return Err(problem(path, "is its own backing file, directly or through others"));
@@ -123,7 +129,7 @@ fn storage(path: &Path, file: File, access: Access) -> Result<ImageFile, DiskErr
     if access.direct {
         Direct::switch_on(&file, path, access.readonly)?;
     }
-    ImageFile::try_from(file).map_err(|source| DiskError::Examine { path: path.into(), source })
+    ImageFile::try_from(file).map_err(|source| DiskError::Examine { path: path.into(), cause: source })
 }
 
 /// Where a backing file is: its name is relative to the directory of the image that names it.
@@ -139,7 +145,7 @@ pub(in super::super) fn resolve(image: &Path, name: &str) -> Result<PathBuf, Dis
 
 pub(in super::super) fn refuse(path: &Path, refusal: Refusal) -> DiskError {
     match refusal {
-        Refusal::Io(source) => DiskError::Open { path: path.into(), access: "reading", source },
+        Refusal::Io(source) => DiskError::Open { path: path.into(), access: "reading", cause: source },
         Refusal::NotQcow2(reason) => DiskError::NotQcow2 { path: path.into(), reason },
         Refusal::Unsupported(problem) => DiskError::Qcow2 { path: path.into(), problem },
     }

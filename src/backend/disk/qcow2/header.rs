@@ -33,6 +33,15 @@ pub(in super::super) struct Header {
     pub(in super::super) virtual_bytes: u64,
     pub(in super::super) snapshots: u32,
     pub(in super::super) backing: Option<BackingName>,
+    refcounts: Refcounts,
+}
+
+/// Where the reference counts are, and how wide.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Refcounts {
+    table_at: u64,
+    /// Binary logarithm of a count's bits.
+    order: u32,
 }
 
 /// The backing file as the image names it.
@@ -105,7 +114,33 @@ impl Header {
             return Err(wrong("its refcount table is larger than 8 MiB"));
         }
         let backing = backing_name(file, &fields, version)?;
-        Ok(Self { version, cluster_bytes: 1 << cluster_bits, virtual_bytes, snapshots, backing })
+        let refcounts = Refcounts {
+            table_at: fields.u64(48).ok_or_else(cut)?,
+            order: if version == 2 { 4 } else { fields.u32(96).ok_or_else(cut)? },
+        };
+        if refcounts.order > 6 {
+            return Err(Refusal::NotQcow2(format!("its reference counts have 2^{} bits", refcounts.order)));
+        }
+        Ok(Self { version, cluster_bytes: 1 << cluster_bits, virtual_bytes, snapshots, backing, refcounts })
+    }
+
+    /// Whether the image counts its own first cluster as used, as every one does that was not damaged. Space is given out
+    /// by these counts: with this one wrong, the header would be overwritten, or the search for space would not end.
+    pub(in super::super) fn check_writable(&self, file: &File) -> Result<(), Refusal> {
+        let first = |at: u64| Ok::<_, io::Error>(Fields(&read_up_to(file, at, 8)?).u64(0));
+        // The lower 9 bits of an entry are reserved.
+        let block_at = first(self.refcounts.table_at)?.map_or(0, |entry| entry & !0x1ff);
+        let counts = if self.refcounts.table_at == 0 || block_at == 0 { None } else { first(block_at)? };
+        let count = counts.map_or(0, |counts| match self.refcounts.order {
+            // Narrow counts fill a byte from its lowest bits on.
+            order @ 0..3 => counts >> 56 & ((1 << (1 << order)) - 1),
+            order => counts >> (64 - (1 << order)),
+        });
+        if count == 0 {
+            let text = "does not count its own header as used: repair it with `qemu-img check -r all`";
+            return Err(Refusal::Unsupported(text.to_owned()));
+        }
+        Ok(())
     }
 }
 

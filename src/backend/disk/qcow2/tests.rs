@@ -181,12 +181,28 @@ fn what_is_not_supported_is_refused_in_one_sentence() {
         (patched("clusters", 23, &[40]), "2^40"),
         (patched("l1", 36, &[0xff; 4]), "L1 table"),
         (patched("refcounts", 56, &[0xff; 4]), "refcount table"),
+        (patched("width", 99, &[7]), "2^7 bits"),
+        (patched("uncounted", 0x20000, &[0; 2]), "does not count its own header"),
+        (patched("no-counts", 0x10000, &[0; 8]), "does not count its own header"),
         (patched("size", 24, &[0xff; 8]), "larger than any"),
         (patched("magic", 0, b"x"), "does not begin as one"),
     ] {
         let text = refusal(&path);
         assert!(text.contains(part), "{part:?} in {text}");
         assert!(!text.contains('\n') && !text.contains("os error"), "{text}");
+    }
+}
+
+#[test]
+fn counts_of_every_width_are_written() {
+    let directory = tempfile::tempdir().unwrap();
+    for bits in [1, 2, 4, 8, 16, 32, 64] {
+        let path = made(&directory, &format!("{bits}"), "1M", &["-o", &format!("refcount_bits={bits}")]);
+        let disk = Qcow2Disk::open(&path, Access::WRITE, true).unwrap();
+        write(&disk, 0, 1, 200_000 / 512 * 512);
+        disk.flush().unwrap();
+        drop(disk);
+        qemu_img(&["check", "-q", text(&path)]);
     }
 }
 

@@ -207,7 +207,7 @@ impl BlockHandler {
     /// Goes on with requests whose step has ended, or gives them back.
     fn end(&mut self, queues: &mut Queues, ended: Vec<(u64, std::io::Result<u64>)>) -> Result<usize, Fault> {
         let mut touched = BTreeSet::new();
-        let mut done = 0;
+        let mut done = 0_usize;
         for (tag, result) in ended {
             let tag = tag as usize;
             let Some(mut begun) = self.begun.get_mut(tag).and_then(Option::take) else { continue };
@@ -220,7 +220,7 @@ impl BlockHandler {
                 continue;
             }
             self.free.push(tag);
-            done += 1;
+            done = done.saturating_add(1);
             let (status, written) = self.outcome(&begun, &result);
             self.write_status(begun.status, status)?;
             if let Some(queue) = queues.get(begun.queue) {

@@ -99,7 +99,7 @@ impl Block {
             *to = from;
         }
         // The engines come with the driver; what they will be is to be known now.
-        let trial = Engine::new(Arc::clone(&disk), options.io, 1)?;
+        let trial = Engine::new(&disk, options.io, 1)?;
         if let Some(reason) = trial.instead_of_uring() {
             tracing::debug!(disk = %disk.path().display(), reason, "no io_uring: threads do the I/O");
         }
@@ -149,7 +149,7 @@ impl Block {
 
     fn handler(&self, features: u64, memory: &vm_memory::GuestMemoryMmap) -> Result<BlockHandler, Fault> {
         let Shared { disk, options, .. } = &*self.0;
-        let engine = Engine::new(Arc::clone(disk), options.io, QUEUE_SIZE)
+        let engine = Engine::new(disk, options.io, QUEUE_SIZE)
             .map_err(|error| Fault::Host(std::io::Error::other(error)))?;
         let limit = RateLimit::new(options.bytes, options.operations).map_err(Fault::Host)?;
         Ok(BlockHandler::new(Arc::clone(&self.0), features, engine, limit, memory.clone()))
@@ -199,7 +199,7 @@ impl VirtioDevice for Block {
         config.extend(self.0.options.queues.max(1).to_le_bytes());
         config.extend(MAX_DISCARD_SECTORS.to_le_bytes());
         config.extend(MAX_RANGES.to_le_bytes());
-        config.extend((block / SECTOR as u32).to_le_bytes());
+        config.extend(block.div_euclid(SECTOR as u32).to_le_bytes());
         config.extend(MAX_ZERO_SECTORS.to_le_bytes());
         config.extend(MAX_RANGES.to_le_bytes());
         config.extend([1, 0, 0, 0]); // write_zeroes_may_unmap

@@ -57,6 +57,8 @@ pub(super) struct Step {
 
 /// Bytes of `struct virtio_blk_discard_write_zeroes`.
 const RANGE_BYTES: usize = 16;
+/// Bytes of the longest list of them.
+const MAX_RANGES_BYTES: u64 = RANGE_BYTES as u64 * MAX_RANGES as u64;
 /// Its flag `unmap`.
 const UNMAP: u32 = 1;
 
@@ -114,11 +116,11 @@ impl<'m> Request<'m> {
     /// The ranges of a discard or write-zeroes request on a disk of `size_bytes` bytes, in order; the error is the status
     /// the guest gets (virtio 1.2 §5.2.6.2).
     pub(super) fn ranges(&self, size_bytes: u64) -> Result<Vec<Step>, u8> {
-        let count = self.data_bytes / RANGE_BYTES as u64;
-        if !self.data_bytes.is_multiple_of(RANGE_BYTES as u64) || !(1..=MAX_RANGES.into()).contains(&count) {
+        let whole = self.data_bytes.is_multiple_of(RANGE_BYTES as u64);
+        if !whole || !(1..=MAX_RANGES_BYTES).contains(&self.data_bytes) {
             return Err(STATUS_IOERR);
         }
-        let mut bytes = vec![0; count as usize * RANGE_BYTES];
+        let mut bytes = vec![0; self.data_bytes as usize];
         let mut rest = bytes.as_mut_slice();
         for slice in &self.data {
             let taken = slice.read(rest, 0).unwrap_or(0);

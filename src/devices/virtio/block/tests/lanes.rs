@@ -81,7 +81,7 @@ fn a_full_ring_is_served_whoever_does_the_io() {
 #[test]
 fn what_finds_no_room_stays_in_the_ring_until_there_is() {
     let mut disk = many(Io::Threads, None, None);
-    let small = Engine::new(Arc::clone(&disk.block.0.disk), Io::Threads, 3).unwrap();
+    let small = Engine::new(&disk.block.0.disk, Io::Threads, 3).unwrap();
     disk.handler = BlockHandler::new(Arc::clone(&disk.block.0), F_FLUSH, small, None, disk.memory.clone());
     offer_writes(&mut disk, 100);
     disk.handler.on_queue(&mut disk.queues, 0).unwrap();
