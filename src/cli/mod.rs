@@ -4,6 +4,7 @@ mod disk;
 mod events;
 mod log;
 mod output;
+mod pause;
 mod preflight;
 mod render;
 mod run;
@@ -40,6 +41,8 @@ enum Command {
     Status(status::StatusArgs),
     Events(events::EventsArgs),
     Stop(stop::StopArgs),
+    Pause(pause::PauseArgs),
+    Resume(pause::ResumeArgs),
     Disk(disk::DiskArgs),
 }
 
@@ -82,6 +85,8 @@ impl Command {
             Self::Status(args) => status::run(args).code(),
             Self::Events(args) => events::run(args).code(),
             Self::Stop(args) => stop::run(args).code(),
+            Self::Pause(args) => pause::pause(args).code(),
+            Self::Resume(args) => pause::resume(args).code(),
             Self::Disk(args) => disk::run(args).code(),
         }
     }

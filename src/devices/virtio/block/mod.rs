@@ -67,6 +67,14 @@ pub struct BlockOptions {
     pub operations: Option<Rate>,
 }
 
+/// One queue, writeback, no limit: the guest's first disk.
+impl Default for BlockOptions {
+    fn default() -> Self {
+        let serial = "nestling-0".to_owned();
+        Self { serial, queues: 1, writeback: true, io: Io::Auto, bytes: None, operations: None }
+    }
+}
+
 /// A disk device.
 #[derive(Debug)]
 pub struct Block(Arc<Shared>);

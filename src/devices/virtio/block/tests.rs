@@ -40,23 +40,12 @@ fn fixture(readonly: bool) -> Fixture {
     }
     let memory = guest_ram();
     let disk = RawDisk::open(image.path(), Access { readonly, direct: false }).unwrap();
-    let block = Block::new(Arc::new(disk), options()).unwrap();
+    let block = Block::new(Arc::new(disk), BlockOptions::default()).unwrap();
     let handler = block.handler(F_FLUSH, &memory).unwrap();
     memory.write_obj(UNTOUCHED, GuestAddress(STATUS)).unwrap();
     let driver = Driver::new(&memory, 0, QUEUE_SIZE);
     let queues = Queues(vec![Some(driver.device(false, &open_msix(1).1))]);
     Fixture { memory, driver, queues, block, handler, image }
-}
-
-fn options() -> BlockOptions {
-    BlockOptions {
-        serial: "nestling-0".into(),
-        queues: 1,
-        writeback: true,
-        io: Io::Auto,
-        bytes: None,
-        operations: None,
-    }
 }
 
 impl Fixture {

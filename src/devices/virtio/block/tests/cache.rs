@@ -75,7 +75,8 @@ impl Disk for Noting {
 
 fn noting(writeback: bool) -> (Arc<Noting>, Block) {
     let disk = Arc::new(Noting::default());
-    let block = Block::new(Arc::clone(&disk) as _, BlockOptions { writeback, ..options() }).unwrap();
+    let block =
+        Block::new(Arc::clone(&disk) as _, BlockOptions { writeback, ..BlockOptions::default() }).unwrap();
     (disk, block)
 }
 

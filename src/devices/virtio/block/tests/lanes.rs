@@ -15,7 +15,8 @@ fn many(io: Io, bytes: Option<Rate>, operations: Option<Rate>) -> Fixture {
         disk.image = image;
         raw
     };
-    disk.block = Block::new(Arc::new(raw), BlockOptions { io, bytes, operations, ..options() }).unwrap();
+    disk.block =
+        Block::new(Arc::new(raw), BlockOptions { io, bytes, operations, ..BlockOptions::default() }).unwrap();
     disk.handler = disk.block.handler(F_FLUSH, &disk.memory).unwrap();
     disk
 }
@@ -168,7 +169,7 @@ fn a_queue_per_vcpu_is_what_the_driver_sees() {
     let image = tempfile::NamedTempFile::new().unwrap();
     image.as_file().set_len(4096).unwrap();
     let raw = RawDisk::open(image.path(), Access::READ).unwrap();
-    let block = Block::new(Arc::new(raw), BlockOptions { queues: 4, ..options() }).unwrap();
+    let block = Block::new(Arc::new(raw), BlockOptions { queues: 4, ..BlockOptions::default() }).unwrap();
     assert_eq!(block.queue_sizes(), vec![QUEUE_SIZE; 4]);
     assert_eq!(block.config()[34..36], [4, 0]);
 }
