@@ -146,6 +146,44 @@ proptest! {
         qcow2::tests::qemu_img(&["check", "-q", place.path("middle.qcow2").to_str().unwrap()]);
     }
 
+    /// What a file holds while the disk is open is what a process that is killed leaves behind.
+    #[test]
+    fn what_was_flushed_survives_a_kill(before in steps(), after in steps()) {
+        let place = Place::new();
+        let size_bytes = Some(SECTORS * SECTOR);
+        create(&NewImage { path: place.path("a.qcow2"), format: Format::Qcow2, size_bytes, backing: None, force: false }).unwrap();
+        let disk = place.open("a.qcow2", Format::Qcow2);
+        let change = |step: &Step| match *step {
+            Step::Write { sector, sectors, value, .. } => {
+                disk.write_at(&Buffers::of_slice(&mut vec![value; (sectors * SECTOR) as usize]), sector * SECTOR).unwrap();
+                sector..sector + sectors
+            }
+            Step::Zero { sector, sectors, unmap } => {
+                disk.write_zeroes(sector * SECTOR, sectors * SECTOR, unmap).unwrap();
+                sector..sector + sectors
+            }
+            Step::Discard { sector, sectors } => {
+                disk.discard(sector * SECTOR, sectors * SECTOR).unwrap();
+                sector..sector + sectors
+            }
+            Step::Read { .. } | Step::Flush | Step::Reopen => 0..0,
+        };
+        before.iter().for_each(|step| drop(change(step)));
+        disk.flush().unwrap();
+        let mut flushed = vec![0; (SECTORS * SECTOR) as usize];
+        disk.read_at(&Buffers::of_slice(&mut flushed), 0).unwrap();
+        let touched: Vec<_> = after.iter().map(change).collect();
+        std::fs::copy(place.path("a.qcow2"), place.path("left.qcow2")).unwrap();
+        qcow2::tests::qemu_img_sound_but_for_leaks(&place.path("left.qcow2"));
+        let left = place.open("left.qcow2", Format::Qcow2);
+        let mut found = vec![0xee; flushed.len()];
+        left.read_at(&Buffers::of_slice(&mut found), 0).unwrap();
+        for sector in (0..SECTORS).filter(|sector| !touched.iter().any(|range| range.contains(sector))) {
+            let bytes = (sector * SECTOR) as usize..((sector + 1) * SECTOR) as usize;
+            prop_assert!(flushed[bytes.clone()] == found[bytes], "sector {}", sector);
+        }
+    }
+
     #[test]
     fn a_composite_disk_behaves_as_bytes(steps in steps()) {
         let place = Place::new();
