@@ -158,7 +158,7 @@ impl Access {
 pub struct Image {
     /// The file or block device.
     pub path: PathBuf,
-    /// Its format, or `None` to [detect] it.
+    /// Its format, or `None` to [detect](detect()) it.
     pub format: Option<Format>,
     /// How.
     pub access: Access,

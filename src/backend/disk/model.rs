@@ -168,7 +168,9 @@ proptest! {
             }
             Step::Read { .. } | Step::Flush | Step::Reopen => 0..0,
         };
-        before.iter().for_each(|step| drop(change(step)));
+        for step in &before {
+            change(step);
+        }
         disk.flush().unwrap();
         let mut flushed = vec![0; (SECTORS * SECTOR) as usize];
         disk.read_at(&Buffers::of_slice(&mut flushed), 0).unwrap();

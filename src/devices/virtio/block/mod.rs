@@ -1,6 +1,6 @@
 //! virtio-blk (virtio 1.2 §5.2): a disk.
 //!
-//! The requests of a queue are many at once: [`handler`] begins them on an [`Engine`] and gives their chains back as they
+//! The requests of a queue are many at once: the handler begins them on an [`Engine`] and gives their chains back as they
 //! are done, in any order. One lane per queue; a disk with a rate limit has one lane for all, which holds the buckets.
 
 mod counts;
