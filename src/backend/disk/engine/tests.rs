@@ -185,3 +185,49 @@ fn a_format_that_is_no_plain_file_has_threads_and_says_why() {
     let refused = Engine::new(&disk, Io::Uring, 4).unwrap_err().to_string();
     assert!(refused.contains("no plain file; leave out io=uring"), "{refused}");
 }
+
+/// A seccomp filter for the calling thread: this system call fails with EPERM, as container runtimes have it.
+fn forbid(number: libc::c_long) {
+    const LOAD_NUMBER: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+    const IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+    let step = |code, k, if_not| libc::sock_filter { code, jt: 0, jf: if_not, k };
+    let mut filter = [
+        step(LOAD_NUMBER, 0, 0),
+        step(IF_EQUAL, number as u32, 1),
+        step(RETURN, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32, 0),
+        step(RETURN, libc::SECCOMP_RET_ALLOW, 0),
+    ];
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    // SAFETY: a flag of this thread.
+    assert_eq!(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }, 0);
+    // SAFETY: the program and its filter live through the call, which copies them.
+    let set = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) };
+    assert_eq!(set, 0, "{}", io::Error::last_os_error());
+}
+
+#[test]
+fn where_io_uring_is_forbidden_threads_do_the_io_and_the_reason_is_told() {
+    let file = image(MIB);
+    let disk = raw(file.path(), Access::WRITE);
+    for (number, reason) in [
+        (libc::SYS_io_uring_setup, "forbidden here, by a seccomp profile or by sysctl"),
+        (libc::SYS_io_uring_enter, "it cannot be entered: Operation not permitted"),
+        (libc::SYS_io_uring_register, "its probe fails: Operation not permitted"),
+    ] {
+        let disk = Arc::clone(&disk);
+        // The filter goes with the thread.
+        let thread = std::thread::spawn(move || {
+            forbid(number);
+            let refused = Engine::new(&disk, Io::Uring, 4).unwrap_err().to_string();
+            assert!(refused.contains(reason), "{refused}");
+            let mut engine = Engine::new(&disk, Io::Auto, 4).unwrap();
+            assert_eq!(engine.name(), "threads");
+            assert!(engine.instead_of_uring().unwrap().contains(reason));
+            let mut memory = vec![1; 512];
+            engine.submit(request(1, WRITE, 0, &mut memory)).unwrap();
+            assert!(results(&mut engine)[&1].is_ok());
+        });
+        thread.join().unwrap();
+    }
+}
