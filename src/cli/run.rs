@@ -73,8 +73,9 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "SIZE|auto")]
     memory: Option<String>,
 
-    /// A disk, repeatable; the first is the guest's vda. FILE, or `path=FILE`; then `,readonly=true` and
-    /// `,format=raw` if wanted
+    /// A disk, repeatable; the first is the guest's vda. FILE, or `path=FILE`, or `partition=LABEL:FILE[:ro]` for each
+    /// partition; then `,readonly=true`, `,format=qcow2`, `,direct=true`, `,serial=S`, `,queues=N`,
+    /// `,cache=writethrough`, `,io=threads`, `,bytes-per-second=50M`, … if wanted: docs/spec.md has them all
     #[arg(long, value_name = "DISK")]
     disk: Vec<String>,
 

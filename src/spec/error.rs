@@ -182,9 +182,14 @@ pub enum Problem {
         /// A value that is right.
         example: &'static str,
     },
-    /// A disk format that is planned.
-    #[error("disk format qcow2 is not supported yet: convert the image with `qemu-img convert -O raw`")]
-    Qcow2,
+    /// A value of a disk that cannot be.
+    #[error("the disk{disk}: {reason}")]
+    DiskValue {
+        /// Its path or its partitions, after a space.
+        disk: String,
+        /// What is wrong, with the mend.
+        reason: String,
+    },
     /// A disk without a single sector.
     #[error("the disk {} has {bytes} bytes and no whole sector: make it larger, for example `truncate -s 1G {}`", path.display(), path.display())]
     DiskEmpty {

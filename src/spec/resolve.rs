@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use super::command::to_cmdline;
 use super::config::{Config, DEFAULT_SOCKET, Given, Origin, choose};
-use super::disk::DiskConfig;
+use super::disk::disk_plan;
 use super::error::{Problem, SpecError};
-use super::files::{check_disk, check_image, check_status_file};
-use super::plan::{AllowBackend, BalloonPlan, CmdlinePlan, ConsoleKind, DiskPlan, MachinePlan, RunPlan};
+use super::files::{check_image, check_status_file};
+use super::plan::{AllowBackend, BalloonPlan, CmdlinePlan, ConsoleKind, MachinePlan, RunPlan};
 use super::size::parse_size;
 use super::{balloon, rng};
 
@@ -192,19 +192,6 @@ fn check_cmdline(given: &Given<String>) -> Result<String, SpecError> {
         }
     }
     Ok(text.clone())
-}
-
-fn disk_plan(given: &Given<DiskConfig>) -> Result<DiskPlan, SpecError> {
-    let disk = &given.value;
-    match disk.format.as_deref() {
-        None | Some("raw") => {}
-        Some("qcow2") => return Err(given.refuse(Problem::Qcow2)),
-        Some(other) => {
-            return Err(given.refuse(Problem::Choice { text: other.to_owned(), choices: "format raw" }));
-        }
-    }
-    check_disk(given, &disk.path, disk.readonly)?;
-    Ok(DiskPlan { path: disk.path.clone(), readonly: disk.readonly })
 }
 
 /// The CPUs this process may run on (its affinity and its cgroup's quota), at most 32.

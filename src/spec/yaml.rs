@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_saphyr::{Error as YamlError, MessageFormatter, Spanned, UserMessageFormatter};
 
 use super::config::{Config, Given, Origin};
-use super::disk::{self, DiskConfig};
+use super::disk::{self, DiskConfig, PartitionConfig};
 use super::error::SpecError;
 use super::files::in_words;
 
@@ -60,13 +60,33 @@ struct Document {
 }
 
 /// One disk of the list.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct DiskEntry {
+    path: Option<String>,
+    partitions: Option<Vec<PartitionEntry>>,
+    readonly: bool,
+    direct: bool,
+    format: Option<String>,
+    backing: Option<String>,
+    cache: Option<String>,
+    io: Option<String>,
+    serial: Option<String>,
+    queues: Option<String>,
+    bytes_per_second: Option<String>,
+    bytes_burst: Option<String>,
+    ops_per_second: Option<String>,
+    ops_burst: Option<String>,
+}
+
+/// One partition of a disk.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct DiskEntry {
+struct PartitionEntry {
+    label: String,
     path: String,
     #[serde(default)]
     readonly: bool,
-    format: Option<String>,
 }
 
 /// Reads a spec file.
@@ -131,8 +151,26 @@ impl Document {
 }
 
 fn disk_config(entry: Spanned<DiskEntry>, file: &Arc<Path>) -> Given<DiskConfig> {
-    let Given { value: DiskEntry { path, readonly, format }, origin } = place(entry, file);
-    Given { value: DiskConfig { path: path.into(), readonly, format }, origin }
+    let Given { value: disk, origin } = place(entry, file);
+    let partition =
+        |PartitionEntry { label, path, readonly }| PartitionConfig { label, path: path.into(), readonly };
+    let value = DiskConfig {
+        path: disk.path.unwrap_or_default().into(),
+        partitions: disk.partitions.unwrap_or_default().into_iter().map(partition).collect(),
+        readonly: disk.readonly,
+        direct: disk.direct,
+        format: disk.format,
+        backing: disk.backing,
+        cache: disk.cache,
+        io: disk.io,
+        serial: disk.serial,
+        queues: disk.queues,
+        bytes_per_second: disk.bytes_per_second,
+        bytes_burst: disk.bytes_burst,
+        ops_per_second: disk.ops_per_second,
+        ops_burst: disk.ops_burst,
+    };
+    Given { value, origin }
 }
 
 fn place<T>(spanned: Spanned<T>, file: &Arc<Path>) -> Given<T> {
@@ -147,7 +185,13 @@ fn refuse(file: &Path, error: &YamlError) -> SpecError {
     let (line, column) = error.location().map_or((1, 1), |place| (place.line(), place.column()));
     let message = match error.without_snippet() {
         YamlError::SerdeUnknownField { field, expected, .. } => {
-            let keys: &[&str] = if expected.contains(&"kernel") { KEYS } else { &disk::KEYS };
+            let keys: &[&str] = if expected.contains(&"kernel") {
+                KEYS
+            } else if expected.contains(&"label") {
+                &disk::PARTITION_KEYS
+            } else {
+                &disk::KEYS
+            };
             unknown_key(field, keys)
         }
         other => plain(&UserMessageFormatter.format_message(other)),

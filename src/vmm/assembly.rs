@@ -10,7 +10,6 @@ use super::platform::Platform;
 use super::vcpu::Buses;
 use super::wiring::KvmWiring;
 use crate::backend::console::{ConsoleInput, ConsoleLog};
-use crate::backend::disk::RawDisk;
 use crate::devices::bus::Bus;
 use crate::devices::pci::host_bridge::HostBridge;
 use crate::devices::pci::root::{MAX_DEVICES, PciRoot};
@@ -19,7 +18,6 @@ use crate::devices::platform::pvpanic::PanicEvent;
 use crate::devices::platform::serial::{self, SerialInput, SerialPort};
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::balloon::{Balloon, BalloonOptions};
-use crate::devices::virtio::block::Block;
 use crate::devices::virtio::console::Console;
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::transport::{BAR_SIZE, Context, VirtioPci};
@@ -95,7 +93,7 @@ impl Devices {
             return Err(MachineError::TooManyDisks { asked: plan.disks.len(), limit });
         }
         for (index, disk) in plan.disks.iter().enumerate() {
-            devices.push(Arc::new(Block::new(RawDisk::open(&disk.path, disk.readonly)?, index)));
+            devices.push(Arc::new(super::disks::device(disk, index, plan.cpus)?));
         }
         let rng = Rng::new(plan.rng.bytes_per_second);
         devices.push(Arc::new(rng.map_err(resource("the entropy device has no timer"))?));

@@ -4,6 +4,7 @@
 
 mod assembly;
 mod control;
+mod disks;
 mod error;
 pub mod exits;
 mod facts;

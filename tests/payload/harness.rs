@@ -91,7 +91,7 @@ impl Guest {
     }
 
     pub(crate) fn disk(mut self, path: &std::path::Path, readonly: bool) -> Self {
-        self.plan.disks.push(DiskPlan { path: path.to_owned(), readonly });
+        self.plan.disks.push(DiskPlan::image(path, readonly));
         self
     }
 

@@ -6,10 +6,10 @@ use proptest::prelude::*;
 
 use super::{registers, script};
 use crate::backend::console::{ConsoleInput, ConsoleLog};
-use crate::backend::disk::RawDisk;
+use crate::backend::disk::{Access, RawDisk};
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::balloon::{Balloon, BalloonOptions};
-use crate::devices::virtio::block::Block;
+use crate::devices::virtio::block::{Block, BlockOptions};
 use crate::devices::virtio::console::Console;
 use crate::devices::virtio::rng::Rng;
 
@@ -58,8 +58,9 @@ proptest! {
     fn block_survives_any_script(bytes in scripts()) {
         let image = tempfile::NamedTempFile::new().unwrap();
         image.as_file().set_len(1 << 20).unwrap();
-        let disk = RawDisk::open(image.path(), false).unwrap();
-        let device: Arc<dyn VirtioDevice> = Arc::new(Block::new(disk, 0));
+        let disk = RawDisk::open(image.path(), Access::WRITE).unwrap();
+        let options = BlockOptions { queues: 2, ..BlockOptions::default() };
+        let device: Arc<dyn VirtioDevice> = Arc::new(Block::new(Arc::new(disk), options).unwrap());
         script::play(&device, &bytes, |_| {});
         prop_assert_eq!(image.as_file().metadata().unwrap().len(), 1 << 20);
     }
