@@ -22,7 +22,7 @@ pub(super) type Guid = [u8; 16];
 /// 0FC63DAF-8483-4772-8E79-3D69D8477DE4: Linux filesystem data.
 const LINUX_DATA: Guid =
     [0xaf, 0x3d, 0xc6, 0x0f, 0x83, 0x84, 0x72, 0x47, 0x8e, 0x79, 0x3d, 0x69, 0xd8, 0x47, 0x7d, 0xe4];
-/// GPT attribute bit 60, read-only, as Linux and systemd's discoverable partitions read it.
+/// GPT attribute bit 60, read-only, as systemd's discoverable partitions have it. Linux itself does not look at it.
 const READ_ONLY: u64 = 1 << 60;
 
 /// One entry of the table.
