@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use nestling::backend::console::ConsoleHub;
 use nestling::status::client::Client;
 use nestling::status::clock::Clock;
 use nestling::status::model::{BootStage, DeviceFacts, EndReason, MachineFacts, VcpuFacts};
@@ -23,6 +24,7 @@ use tokio::sync::{mpsc, oneshot};
 /// A server on a thread of its own with its own runtime, as in `nestling run`.
 struct Served {
     publisher: Arc<Publisher>,
+    console: Arc<ConsoleHub>,
     socket: PathBuf,
     stops: mpsc::Receiver<StopRequest>,
     finish: Option<oneshot::Sender<()>>,
@@ -62,18 +64,26 @@ fn serve() -> Served {
     let requests = Requests { stop: ask_stop, operations };
     let (finish, finished) = oneshot::channel();
     let (ready, is_ready) = std::sync::mpsc::channel();
+    let output = std::fs::File::create("/dev/null").expect("opens");
+    let console = Arc::new(ConsoleHub::new(output.into(), 4096).expect("console"));
+    let server_console = Arc::clone(&console);
     let (server_publisher, server_socket) = (Arc::clone(&publisher), socket.clone());
     let thread = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
         runtime.block_on(async {
-            let server = Server::start(claim(&server_socket).expect("claim"), server_publisher, requests);
+            let server = Server::start(
+                claim(&server_socket).expect("claim"),
+                server_publisher,
+                requests,
+                server_console,
+            );
             ready.send(()).expect("test waits");
             let _ = finished.await;
             server.finish().await;
         });
     });
     is_ready.recv().expect("server starts");
-    Served { publisher, socket, stops, finish: Some(finish), thread: Some(thread), _dir: dir }
+    Served { publisher, console, socket, stops, finish: Some(finish), thread: Some(thread), _dir: dir }
 }
 
 impl Served {

@@ -18,6 +18,7 @@ use clap::{Args, Parser, Subcommand};
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 
 use crate::agent::exit::Exit;
+use crate::backend::console::terminal;
 use crate::spec::config::DEFAULT_SOCKET;
 use crate::status::client::ClientError;
 use crate::status::clock::Clock;
@@ -111,6 +112,7 @@ fn explain_usage(error: &clap::Error) -> Exit {
 /// A defect anywhere ends the whole process with the documented code, and not only its thread.
 fn exit_on_panic() {
     std::panic::set_hook(Box::new(|panic| {
+        terminal::restore();
         let place_and_message = panic.to_string().replace('\n', " ");
         output::complain(&format!("internal error: {place_and_message}"));
         std::process::exit(Exit::Internal.code().into());

@@ -82,6 +82,10 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "KIND")]
     console: Option<String>,
 
+    /// Console output that `nestling logs` and `nestling attach` can show again, 4K to 64M [default: 256K]
+    #[arg(long, value_name = "SIZE")]
+    console_history: Option<String>,
+
     /// Where to serve the status [default: /run/nestling/nestling.sock]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
@@ -135,6 +139,7 @@ impl RunArgs {
             memory: given("--memory", self.memory.as_ref()),
             disk: self.disk.iter().map(|text| disk(text)).collect::<Result<_, _>>()?,
             console: given("--console", self.console.as_ref()),
+            console_history: given("--console-history", self.console_history.as_ref()),
             socket: given("--socket", self.socket.as_ref()),
             status_file: given("--status-file", self.status_file.as_ref()),
             allow_backend: given("--allow-backend", self.allow_backend.as_ref()),

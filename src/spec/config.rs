@@ -90,6 +90,8 @@ pub struct Config {
     pub disk: Vec<Given<DiskConfig>>,
     /// `console`: `virtio` or `serial`.
     pub console: Option<Given<String>>,
+    /// `console-history`: bytes of console output that are kept, as a size.
+    pub console_history: Option<Given<String>>,
     /// `socket`: the status socket's path.
     pub socket: Option<Given<PathBuf>>,
     /// `status-file`: where the status is kept on disk.
@@ -121,6 +123,7 @@ impl Config {
             memory: over.memory.or(self.memory),
             disk: if over.disk.is_empty() { self.disk } else { over.disk },
             console: over.console.or(self.console),
+            console_history: over.console_history.or(self.console_history),
             socket: over.socket.or(self.socket),
             status_file: over.status_file.or(self.status_file),
             allow_backend: over.allow_backend.or(self.allow_backend),

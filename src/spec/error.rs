@@ -65,6 +65,14 @@ pub enum Problem {
         /// What was written.
         text: String,
     },
+    /// A history too short to be of use, or too long to be in our memory.
+    #[error(
+        "{text} of console history is out of range: write 4K to 64M (a number without a unit counts bytes)"
+    )]
+    ConsoleHistory {
+        /// What was written.
+        text: String,
+    },
     /// Less RAM than any guest boots with.
     #[error("{text} is too little memory: the least is 32M (a number without a unit counts bytes)")]
     MemoryTooSmall {

@@ -6,6 +6,7 @@
 
 mod command;
 pub mod config;
+mod console;
 pub mod disk;
 pub mod error;
 mod files;

@@ -15,6 +15,8 @@ pub struct RunPlan {
     pub status_file: Option<PathBuf>,
     /// Which KVM will do.
     pub allow_backend: AllowBackend,
+    /// Bytes of console output that are kept for `nestling logs` and `nestling attach`.
+    pub console_history: usize,
 }
 
 /// Which KVM a run is content with.

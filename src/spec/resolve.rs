@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::command::to_cmdline;
 use super::config::{Config, DEFAULT_SOCKET, Given, Origin, choose};
+use super::console;
 use super::disk::DiskConfig;
 use super::error::{Problem, SpecError};
 use super::files::{check_disk, check_image, check_status_file};
@@ -44,6 +45,7 @@ impl Config {
             socket: self.socket_path()?,
             status_file: self.status_file_path()?,
             allow_backend: self.allowed_backend()?,
+            console_history: console::history_bytes(self.console_history.as_ref())?,
         })
     }
 

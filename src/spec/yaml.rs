@@ -17,7 +17,7 @@ use super::files::in_words;
 const MAX_BYTES: u64 = 1 << 20;
 
 /// The spec's keys, for spelling hints.
-const KEYS: [&str; 13] = [
+const KEYS: [&str; 14] = [
     "kernel",
     "initrd",
     "cmdline",
@@ -27,6 +27,7 @@ const KEYS: [&str; 13] = [
     "memory",
     "disk",
     "console",
+    "console-history",
     "socket",
     "status-file",
     "allow-backend",
@@ -47,6 +48,7 @@ struct Document {
     #[serde(alias = "disks")]
     disk: Option<Vec<Spanned<DiskEntry>>>,
     console: Option<Spanned<String>>,
+    console_history: Option<Spanned<String>>,
     socket: Option<Spanned<String>>,
     status_file: Option<Spanned<String>>,
     allow_backend: Option<Spanned<String>>,
@@ -113,6 +115,7 @@ impl Document {
             memory: text(self.memory),
             disk: self.disk.unwrap_or_default().into_iter().map(|disk| disk_config(disk, &file)).collect(),
             console: text(self.console),
+            console_history: text(self.console_history),
             socket: path(self.socket),
             status_file: path(self.status_file),
             allow_backend: text(self.allow_backend),

@@ -1,14 +1,14 @@
 //! Which devices a plan means, and where they go.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use super::control::Control;
 use super::error::{MachineError, resource};
 use super::vcpu::Buses;
 use super::wiring::KvmWiring;
-use crate::backend::console::{ConsoleInput, ConsoleLog};
+use crate::backend::console::{ConsoleHub, ConsoleInput};
 use crate::backend::disk::RawDisk;
 use crate::devices::bus::Bus;
 use crate::devices::pci::host_bridge::HostBridge;
@@ -31,10 +31,21 @@ use vm_memory::GuestMemoryMmap;
 /// Where the console's bytes go and come from.
 #[derive(Debug)]
 pub struct ConsoleIo {
-    /// The guest's output.
-    pub output: OwnedFd,
-    /// The guest's input, if there is any.
+    /// The guest's output, and input from clients.
+    pub hub: Arc<ConsoleHub>,
+    /// More input, if there is any.
     pub input: Option<OwnedFd>,
+}
+
+impl ConsoleIo {
+    /// Our stdout and stdin, with a history of `history_bytes`.
+    ///
+    /// # Errors
+    /// When the kernel has no descriptor left.
+    pub fn of_this_process(history_bytes: usize) -> io::Result<Self> {
+        let hub = ConsoleHub::new(io::stdout().as_fd().try_clone_to_owned()?, history_bytes)?;
+        Ok(Self { hub: Arc::new(hub), input: io::stdin().as_fd().try_clone_to_owned().ok() })
+    }
 }
 
 /// The readable mapping that shows configuration space; the devices' own come after it.
@@ -56,7 +67,7 @@ pub(super) struct Parts<'a> {
     pub(super) memory: &'a GuestMemoryMmap,
     pub(super) wiring: Arc<KvmWiring>,
     pub(super) control: Arc<Control>,
-    pub(super) console: Arc<ConsoleLog>,
+    pub(super) console: Arc<ConsoleHub>,
     pub(super) input: Option<ConsoleInput>,
     pub(super) on_power: Box<dyn Fn(PowerRequest) + Send + Sync>,
 }
@@ -74,12 +85,10 @@ impl Devices {
             ConsoleKind::Virtio => devices.push(Arc::new(Console::new(Arc::clone(&console), input.take()))),
             ConsoleKind::Serial => {
                 let interrupt = wiring.pin(SERIAL_GSI).map_err(resource("the UART gets no interrupt"))?;
-                let port = Arc::new(SerialPort::new(console, interrupt));
+                let port = Arc::new(SerialPort::new(Arc::clone(&console), interrupt));
                 pio.add("serial", SERIAL_PORT.into(), serial::PORTS, Arc::clone(&port) as _)?;
-                let spawn = |input| {
-                    SerialInput::spawn(port, input).map_err(resource("the console has no input thread"))
-                };
-                serial_input = input.map(spawn).transpose()?;
+                let input = SerialInput::spawn(port, console, input.take());
+                serial_input = Some(input.map_err(resource("the console has no input thread"))?);
             }
         }
         let limit = MAX_DEVICES - FIXED_DEVICES;
