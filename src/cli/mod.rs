@@ -1,7 +1,9 @@
 //! The command line: one file per subcommand.
 
+mod attach;
 mod events;
 mod log;
+mod logs;
 mod output;
 mod pause;
 mod preflight;
@@ -40,6 +42,8 @@ enum Command {
     Run(Box<run::RunArgs>),
     Status(status::StatusArgs),
     Events(events::EventsArgs),
+    Logs(logs::LogsArgs),
+    Attach(attach::AttachArgs),
     Stop(stop::StopArgs),
     Pause(pause::PauseArgs),
     Resume(pause::ResumeArgs),
@@ -83,6 +87,8 @@ impl Command {
             Self::Run(args) => run::run(args, clock).code(),
             Self::Status(args) => status::run(args).code(),
             Self::Events(args) => events::run(args).code(),
+            Self::Logs(args) => logs::run(args).code(),
+            Self::Attach(args) => attach::run(args).code(),
             Self::Stop(args) => stop::run(args).code(),
             Self::Pause(args) => pause::pause(args).code(),
             Self::Resume(args) => pause::resume(args).code(),

@@ -22,7 +22,8 @@ pub(super) fn unblocked(output: OwnedFd) -> OwnedFd {
 
 /// Whether `source` is a terminal that belongs to somebody else now (`nestling run &`): reading it, or setting its mode,
 /// would stop our whole process.
-pub(super) fn is_in_the_background(source: &OwnedFd) -> bool {
+#[must_use]
+pub fn is_in_the_background(source: impl AsFd) -> bool {
     nix::unistd::tcgetpgrp(source).is_ok_and(|foreground| foreground != nix::unistd::getpgrp())
 }
 
