@@ -1,6 +1,8 @@
 //! virtio-console (virtio 1.2 §5.3): the guest's `hvc0`, with VIRTIO_CONSOLE_F_SIZE and VIRTIO_CONSOLE_F_EMERG_WRITE.
 //! Character ports with names are a function of their own, [`ports`].
 
+pub mod ports;
+
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
