@@ -12,6 +12,7 @@ use crate::spec::config::{Config, Given};
 use crate::spec::disk::DiskConfig;
 use crate::spec::error::SpecError;
 use crate::spec::plan::RunPlan;
+use crate::spec::port::PortConfig;
 use crate::spec::yaml;
 use crate::status::clock::Clock;
 use crate::status::model::EndReason;
@@ -78,6 +79,11 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "DISK")]
     disk: Vec<String>,
 
+    /// A named character port, repeatable: `name=NAME,path=SOCKET`. The guest has it as /dev/virtio-ports/NAME, the host
+    /// as a Unix socket for one client at a time
+    #[arg(long, value_name = "PORT")]
+    port: Vec<String>,
+
     /// The guest's console: virtio (hvc0) or serial (ttyS0) [default: virtio]
     #[arg(long, value_name = "KIND")]
     console: Option<String>,
@@ -138,6 +144,7 @@ impl RunArgs {
             cpus: given("--cpus", self.cpus.as_ref()),
             memory: given("--memory", self.memory.as_ref()),
             disk: self.disk.iter().map(|text| disk(text)).collect::<Result<_, _>>()?,
+            port: self.port.iter().map(|text| port(text)).collect::<Result<_, _>>()?,
             console: given("--console", self.console.as_ref()),
             console_history: given("--console-history", self.console_history.as_ref()),
             socket: given("--socket", self.socket.as_ref()),
@@ -155,4 +162,9 @@ fn given<T: Clone>(flag: &'static str, value: Option<&T>) -> Option<Given<T>> {
 fn disk(text: &str) -> Result<Given<DiskConfig>, SpecError> {
     let disk = DiskConfig::parse(text).map_err(|problem| Given::by_flag("--disk", ()).refuse(problem))?;
     Ok(Given::by_flag("--disk", disk))
+}
+
+fn port(text: &str) -> Result<Given<PortConfig>, SpecError> {
+    let port = PortConfig::parse(text).map_err(|problem| Given::by_flag("--port", ()).refuse(problem))?;
+    Ok(Given::by_flag("--port", port))
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::disk::DiskConfig;
 use super::error::{Problem, SpecError};
+use super::port::PortConfig;
 
 /// The socket a VM listens on when nothing else is said.
 pub const DEFAULT_SOCKET: &str = "/run/nestling/nestling.sock";
@@ -88,6 +89,8 @@ pub struct Config {
     pub memory: Option<Given<String>>,
     /// `disk`: block devices, in order.
     pub disk: Vec<Given<DiskConfig>>,
+    /// `port`: named character ports, in order.
+    pub port: Vec<Given<PortConfig>>,
     /// `console`: `virtio` or `serial`.
     pub console: Option<Given<String>>,
     /// `console-history`: bytes of console output that are kept, as a size.
@@ -103,7 +106,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// This config with everything that `over` says put in its place. Disks are replaced as a whole, and one kind of
+    /// This config with everything that `over` says put in its place. Disks and ports are replaced as a whole, and one kind of
     /// command line replaces the other.
     #[must_use]
     pub fn overridden_by(self, over: Self) -> Self {
@@ -122,6 +125,7 @@ impl Config {
             cpus: over.cpus.or(self.cpus),
             memory: over.memory.or(self.memory),
             disk: if over.disk.is_empty() { self.disk } else { over.disk },
+            port: if over.port.is_empty() { self.port } else { over.port },
             console: over.console.or(self.console),
             console_history: over.console_history.or(self.console_history),
             socket: over.socket.or(self.socket),

@@ -178,6 +178,14 @@ pub enum Problem {
         /// What is wrong.
         reason: String,
     },
+    /// A port description that cannot be used.
+    #[error("`{text}` does not describe a port: {reason}, as in name=agent,path=/run/nestling/agent.sock")]
+    Port {
+        /// What was written.
+        text: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// A disk format that is planned.
     #[error("disk format qcow2 is not supported yet: convert the image with `qemu-img convert -O raw`")]
     Qcow2,

@@ -11,6 +11,7 @@ pub mod disk;
 pub mod error;
 mod files;
 mod options;
+pub mod port;
 mod resolve;
 pub mod size;
 pub mod yaml;

@@ -43,6 +43,8 @@ pub struct MachinePlan {
     pub cmdline: CmdlinePlan,
     /// Block devices in the order they were written: the first is the guest's `vda`.
     pub disks: Vec<DiskPlan>,
+    /// Named character ports.
+    pub ports: Vec<PortPlan>,
     /// Which console the guest gets.
     pub console: ConsoleKind,
 }
@@ -63,6 +65,15 @@ pub struct DiskPlan {
     pub path: PathBuf,
     /// The guest may not write; the image is opened read-only and its lock is shared.
     pub readonly: bool,
+}
+
+/// One named character port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortPlan {
+    /// What the guest calls it.
+    pub name: String,
+    /// The Unix socket on the host, at most 107 bytes.
+    pub path: PathBuf,
 }
 
 /// The guest's console device.

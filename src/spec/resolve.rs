@@ -9,6 +9,7 @@ use super::disk::DiskConfig;
 use super::error::{Problem, SpecError};
 use super::files::{check_disk, check_image, check_status_file};
 use super::plan::{AllowBackend, CmdlinePlan, ConsoleKind, DiskPlan, MachinePlan, RunPlan};
+use super::port;
 use super::size::parse_size;
 
 /// The most vCPUs a machine has.
@@ -38,6 +39,7 @@ impl Config {
             initrd: self.initrd_path(memory_bytes)?,
             cmdline: self.cmdline_plan()?,
             disks: self.disk.iter().map(disk_plan).collect::<Result<_, _>>()?,
+            ports: port::plan(&self.port)?,
             console: self.console_kind()?,
         };
         Ok(RunPlan {

@@ -12,12 +12,13 @@ use super::config::{Config, Given, Origin};
 use super::disk::{self, DiskConfig};
 use super::error::SpecError;
 use super::files::in_words;
+use super::port::{self, PortConfig};
 
 /// A spec is a page of text; a larger file is something else that was named by mistake.
 const MAX_BYTES: u64 = 1 << 20;
 
 /// The spec's keys, for spelling hints.
-const KEYS: [&str; 14] = [
+const KEYS: [&str; 15] = [
     "kernel",
     "initrd",
     "cmdline",
@@ -26,6 +27,7 @@ const KEYS: [&str; 14] = [
     "cpus",
     "memory",
     "disk",
+    "port",
     "console",
     "console-history",
     "socket",
@@ -47,6 +49,8 @@ struct Document {
     memory: Option<Spanned<String>>,
     #[serde(alias = "disks")]
     disk: Option<Vec<Spanned<DiskEntry>>>,
+    #[serde(alias = "ports")]
+    port: Option<Vec<Spanned<PortEntry>>>,
     console: Option<Spanned<String>>,
     console_history: Option<Spanned<String>>,
     socket: Option<Spanned<String>>,
@@ -63,6 +67,14 @@ struct DiskEntry {
     #[serde(default)]
     readonly: bool,
     format: Option<String>,
+}
+
+/// One port of the list.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PortEntry {
+    name: String,
+    path: String,
 }
 
 /// Reads a spec file.
@@ -114,6 +126,7 @@ impl Document {
             cpus: text(self.cpus),
             memory: text(self.memory),
             disk: self.disk.unwrap_or_default().into_iter().map(|disk| disk_config(disk, &file)).collect(),
+            port: self.port.unwrap_or_default().into_iter().map(|port| port_config(port, &file)).collect(),
             console: text(self.console),
             console_history: text(self.console_history),
             socket: path(self.socket),
@@ -129,6 +142,11 @@ fn disk_config(entry: Spanned<DiskEntry>, file: &Arc<Path>) -> Given<DiskConfig>
     Given { value: DiskConfig { path: path.into(), readonly, format }, origin }
 }
 
+fn port_config(entry: Spanned<PortEntry>, file: &Arc<Path>) -> Given<PortConfig> {
+    let Given { value: PortEntry { name, path }, origin } = place(entry, file);
+    Given { value: PortConfig { name, path: path.into() }, origin }
+}
+
 fn place<T>(spanned: Spanned<T>, file: &Arc<Path>) -> Given<T> {
     let Spanned { value, referenced, .. } = spanned;
     let origin =
@@ -141,7 +159,11 @@ fn refuse(file: &Path, error: &YamlError) -> SpecError {
     let (line, column) = error.location().map_or((1, 1), |place| (place.line(), place.column()));
     let message = match error.without_snippet() {
         YamlError::SerdeUnknownField { field, expected, .. } => {
-            let keys: &[&str] = if expected.contains(&"kernel") { &KEYS } else { &disk::KEYS };
+            let keys: &[&str] = match *expected {
+                _ if expected.contains(&"kernel") => &KEYS,
+                _ if expected.contains(&"name") => &port::KEYS,
+                _ => &disk::KEYS,
+            };
             unknown_key(field, keys)
         }
         other => plain(&UserMessageFormatter.format_message(other)),

@@ -133,9 +133,12 @@ async fn attach(
     }
     let Ok(permit) = desk.clients.clone().try_acquire_owned() else { return too_many() };
     let upgrade = hyper::upgrade::on(&mut request);
+    // From this moment on: what comes while the protocol is switched is not missed.
+    let history = desk.hub.history();
+    let reader = history.read(history.start_of_last(tail), true);
     tokio::spawn(async move {
         if let Ok(Ok(connection)) = timeout(PATIENCE, upgrade).await {
-            converse(TokioIo::new(connection), &desk.hub, tail).await;
+            converse(TokioIo::new(connection), &desk.hub, reader).await;
         }
         drop(permit);
     });
@@ -151,10 +154,8 @@ fn asks_for_switch(headers: &HeaderMap) -> bool {
 }
 
 /// Carries bytes both ways until the console or the client ends. A client that closes its side is gone.
-async fn converse(connection: TokioIo<hyper::upgrade::Upgraded>, hub: &ConsoleHub, tail: usize) {
+async fn converse(connection: TokioIo<hyper::upgrade::Upgraded>, hub: &ConsoleHub, mut reader: Reader) {
     let (mut from_client, mut to_client) = tokio::io::split(connection);
-    let history = hub.history();
-    let mut reader = history.read(history.start_of_last(tail), true);
     let output = async {
         while let Some(piece) = reader.next().await {
             if piece.missed > 0 {

@@ -10,6 +10,7 @@ use super::vcpu::Buses;
 use super::wiring::KvmWiring;
 use crate::backend::console::{ConsoleHub, ConsoleInput};
 use crate::backend::disk::RawDisk;
+use crate::backend::port::PortSocket;
 use crate::devices::bus::Bus;
 use crate::devices::pci::host_bridge::HostBridge;
 use crate::devices::pci::root::{MAX_DEVICES, PciRoot};
@@ -18,10 +19,11 @@ use crate::devices::platform::serial::{self, SerialInput, SerialPort};
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::block::Block;
 use crate::devices::virtio::console::Console;
+use crate::devices::virtio::console::ports::{NamedPort, Ports};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::transport::{BAR_SIZE, Context, VirtioPci};
 use crate::devices::wiring::Wiring;
-use crate::spec::plan::{ConsoleKind, MachinePlan};
+use crate::spec::plan::{ConsoleKind, MachinePlan, PortPlan};
 use crate::status::model::{BootStage, DeviceFacts};
 use crate::x86::layout::{
     PCI_ECAM_SIZE, PCI_ECAM_START, PCI_MMIO_END, PCI_MMIO_START, SERIAL_GSI, SERIAL_PORT,
@@ -91,12 +93,18 @@ impl Devices {
                 serial_input = Some(input.map_err(resource("the console has no input thread"))?);
             }
         }
-        let limit = MAX_DEVICES - FIXED_DEVICES;
+        let limit = MAX_DEVICES - FIXED_DEVICES - usize::from(!plan.ports.is_empty());
         if plan.disks.len() > limit {
             return Err(MachineError::TooManyDisks { asked: plan.disks.len(), limit });
         }
         for (index, disk) in plan.disks.iter().enumerate() {
             devices.push(Arc::new(Block::new(RawDisk::open(&disk.path, disk.readonly)?, index)));
+        }
+        if !plan.ports.is_empty() {
+            let listen = |port: &PortPlan| {
+                PortSocket::listen(&port.path).map(|socket| NamedPort { name: port.name.clone(), socket })
+            };
+            devices.push(Arc::new(Ports::new(plan.ports.iter().map(listen).collect::<Result<_, _>>()?)));
         }
         devices.push(Arc::new(Rng::default()));
 

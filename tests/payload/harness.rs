@@ -71,6 +71,7 @@ impl Guest {
             initrd: None,
             cmdline: CmdlinePlan::Replace(format!("scenario={scenario}")),
             disks: Vec::new(),
+            ports: Vec::new(),
             console: ConsoleKind::Serial,
         };
         Self { plan, input: None }
