@@ -14,6 +14,8 @@ mod vm;
 
 #[path = "guest/boot.rs"]
 mod boot;
+#[path = "guest/console.rs"]
+mod console;
 #[path = "guest/devices.rs"]
 mod devices;
 #[path = "guest/drivers.rs"]

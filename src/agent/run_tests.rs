@@ -71,11 +71,12 @@ fn plan(dir: &Path) -> RunPlan {
         initrd: None,
         cmdline: CmdlinePlan::Append(String::new()),
         disks: Vec::new(),
+        ports: Vec::new(),
         console: ConsoleKind::Virtio,
         watchdog: true,
     };
     let (socket, status_file) = (dir.join("n.sock"), Some(dir.join("status.json")));
-    RunPlan { machine, socket, status_file, allow_backend: AllowBackend::Any }
+    RunPlan { machine, socket, status_file, allow_backend: AllowBackend::Any, console_history: 1024 }
 }
 
 /// Lives a whole life on a runtime like the real one, with `beside` going on at the same time.
@@ -90,7 +91,10 @@ fn live_with<M: Vm, T>(
         let (send_signal, signals) = mpsc::channel(2);
         let signals = Signals::from_channel(signals);
         let claim = claim(&plan.socket).expect("claim");
-        tokio::join!(live(&plan, Clock::begin(), claim, signals, build), beside(&plan.socket, send_signal))
+        let output = std::fs::File::create("/dev/null").expect("opens");
+        let console = Arc::new(ConsoleHub::new(output.into(), 1024).expect("console"));
+        let life = live(&plan, Clock::begin(), claim, signals, console, build);
+        tokio::join!(life, beside(&plan.socket, send_signal))
     });
     let text = std::fs::read(dir.path().join("status.json")).expect("status file");
     (exit, seen, serde_json::from_slice(&text).expect("JSON"), dir)

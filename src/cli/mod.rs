@@ -1,8 +1,10 @@
 //! The command line: one file per subcommand.
 
+mod attach;
 mod disk;
 mod events;
 mod log;
+mod logs;
 mod memory;
 mod output;
 mod pause;
@@ -20,6 +22,7 @@ use clap::{Args, Parser, Subcommand};
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 
 use crate::agent::exit::Exit;
+use crate::backend::console::terminal;
 use crate::spec::config::DEFAULT_SOCKET;
 use crate::status::client::ClientError;
 use crate::status::clock::Clock;
@@ -41,6 +44,8 @@ enum Command {
     Run(Box<run::RunArgs>),
     Status(status::StatusArgs),
     Events(events::EventsArgs),
+    Logs(logs::LogsArgs),
+    Attach(attach::AttachArgs),
     Stop(stop::StopArgs),
     Pause(pause::PauseArgs),
     Resume(pause::ResumeArgs),
@@ -86,6 +91,8 @@ impl Command {
             Self::Run(args) => run::run(args, clock).code(),
             Self::Status(args) => status::run(args).code(),
             Self::Events(args) => events::run(args).code(),
+            Self::Logs(args) => logs::run(args).code(),
+            Self::Attach(args) => attach::run(args).code(),
             Self::Stop(args) => stop::run(args).code(),
             Self::Pause(args) => pause::pause(args).code(),
             Self::Resume(args) => pause::resume(args).code(),
@@ -117,6 +124,7 @@ fn explain_usage(error: &clap::Error) -> Exit {
 /// A defect anywhere ends the whole process with the documented code, and not only its thread.
 fn exit_on_panic() {
     std::panic::set_hook(Box::new(|panic| {
+        terminal::restore();
         let place_and_message = panic.to_string().replace('\n', " ");
         output::complain(&format!("internal error: {place_and_message}"));
         std::process::exit(Exit::Internal.code().into());

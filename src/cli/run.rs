@@ -12,6 +12,7 @@ use crate::spec::config::{Config, Given};
 use crate::spec::disk::DiskConfig;
 use crate::spec::error::SpecError;
 use crate::spec::plan::RunPlan;
+use crate::spec::port::PortConfig;
 use crate::spec::yaml;
 use crate::status::clock::Clock;
 use crate::status::model::EndReason;
@@ -79,6 +80,11 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "DISK")]
     disk: Vec<String>,
 
+    /// A named character port, repeatable: `name=NAME,path=SOCKET`. The guest has it as /dev/virtio-ports/NAME, the host
+    /// as a Unix socket for one client at a time
+    #[arg(long, value_name = "PORT")]
+    port: Vec<String>,
+
     /// The guest's console: virtio (hvc0) or serial (ttyS0) [default: virtio]
     #[arg(long, value_name = "KIND")]
     console: Option<String>,
@@ -94,6 +100,9 @@ pub(super) struct RunArgs {
     /// Limit of the entropy device: `bytes-per-second=SIZE` [default: none]
     #[arg(long, value_name = "LIMIT")]
     rng: Option<String>,
+    /// Console output that `nestling logs` and `nestling attach` can show again, 4K to 64M [default: 256K]
+    #[arg(long, value_name = "SIZE")]
+    console_history: Option<String>,
 
     /// Where to serve the status [default: /run/nestling/nestling.sock]
     #[arg(long, value_name = "PATH")]
@@ -147,10 +156,12 @@ impl RunArgs {
             cpus: given("--cpus", self.cpus.as_ref()),
             memory: given("--memory", self.memory.as_ref()),
             disk: self.disk.iter().map(|text| disk(text)).collect::<Result<_, _>>()?,
+            port: self.port.iter().map(|text| port(text)).collect::<Result<_, _>>()?,
             console: given("--console", self.console.as_ref()),
             watchdog: given("--watchdog", self.watchdog.as_ref()),
             balloon: given("--balloon", self.balloon.as_ref()),
             rng: given("--rng", self.rng.as_ref()),
+            console_history: given("--console-history", self.console_history.as_ref()),
             socket: given("--socket", self.socket.as_ref()),
             status_file: given("--status-file", self.status_file.as_ref()),
             allow_backend: given("--allow-backend", self.allow_backend.as_ref()),
@@ -166,4 +177,9 @@ fn given<T: Clone>(flag: &'static str, value: Option<&T>) -> Option<Given<T>> {
 fn disk(text: &str) -> Result<Given<DiskConfig>, SpecError> {
     let disk = DiskConfig::parse(text).map_err(|problem| Given::by_flag("--disk", ()).refuse(problem))?;
     Ok(Given::by_flag("--disk", disk))
+}
+
+fn port(text: &str) -> Result<Given<PortConfig>, SpecError> {
+    let port = PortConfig::parse(text).map_err(|problem| Given::by_flag("--port", ()).refuse(problem))?;
+    Ok(Given::by_flag("--port", port))
 }

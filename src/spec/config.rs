@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::disk::DiskConfig;
 use super::error::{Problem, SpecError};
+use super::port::PortConfig;
 
 /// The socket a VM listens on when nothing else is said.
 pub const DEFAULT_SOCKET: &str = "/run/nestling/nestling.sock";
@@ -88,6 +89,8 @@ pub struct Config {
     pub memory: Option<Given<String>>,
     /// `disk`: block devices, in order.
     pub disk: Vec<Given<DiskConfig>>,
+    /// `port`: named character ports, in order.
+    pub port: Vec<Given<PortConfig>>,
     /// `console`: `virtio` or `serial`.
     pub console: Option<Given<String>>,
     /// `watchdog`: `on` or `off`.
@@ -96,6 +99,8 @@ pub struct Config {
     pub balloon: Option<Given<String>>,
     /// `rng`: the entropy device's keys.
     pub rng: Option<Given<String>>,
+    /// `console-history`: bytes of console output that are kept, as a size.
+    pub console_history: Option<Given<String>>,
     /// `socket`: the status socket's path.
     pub socket: Option<Given<PathBuf>>,
     /// `status-file`: where the status is kept on disk.
@@ -107,7 +112,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// This config with everything that `over` says put in its place. Disks are replaced as a whole, and one kind of
+    /// This config with everything that `over` says put in its place. Disks and ports are replaced as a whole, and one kind of
     /// command line replaces the other.
     #[must_use]
     pub fn overridden_by(self, over: Self) -> Self {
@@ -126,10 +131,12 @@ impl Config {
             cpus: over.cpus.or(self.cpus),
             memory: over.memory.or(self.memory),
             disk: if over.disk.is_empty() { self.disk } else { over.disk },
+            port: if over.port.is_empty() { self.port } else { over.port },
             console: over.console.or(self.console),
             watchdog: over.watchdog.or(self.watchdog),
             balloon: over.balloon.or(self.balloon),
             rng: over.rng.or(self.rng),
+            console_history: over.console_history.or(self.console_history),
             socket: over.socket.or(self.socket),
             status_file: over.status_file.or(self.status_file),
             allow_backend: over.allow_backend.or(self.allow_backend),

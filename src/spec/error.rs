@@ -65,6 +65,14 @@ pub enum Problem {
         /// What was written.
         text: String,
     },
+    /// A history too short to be of use, or too long to be in our memory.
+    #[error(
+        "{text} of console history is out of range: write 4K to 64M (a number without a unit counts bytes)"
+    )]
+    ConsoleHistory {
+        /// What was written.
+        text: String,
+    },
     /// Less RAM than any guest boots with.
     #[error("{text} is too little memory: the least is 32M (a number without a unit counts bytes)")]
     MemoryTooSmall {
@@ -188,6 +196,14 @@ pub enum Problem {
         /// Its path or its partitions, after a space.
         disk: String,
         /// What is wrong, with the mend.
+        reason: String,
+    },
+    /// A port description that cannot be used.
+    #[error("`{text}` does not describe a port: {reason}, as in name=agent,path=/run/nestling/agent.sock")]
+    Port {
+        /// What was written.
+        text: String,
+        /// What is wrong.
         reason: String,
     },
     /// A disk without a single sector.

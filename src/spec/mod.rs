@@ -7,10 +7,12 @@
 mod balloon;
 mod command;
 pub mod config;
+mod console;
 pub mod disk;
 pub mod error;
 mod files;
 mod options;
+pub mod port;
 mod resolve;
 mod rng;
 pub mod size;

@@ -15,6 +15,8 @@ pub struct RunPlan {
     pub status_file: Option<PathBuf>,
     /// Which KVM will do.
     pub allow_backend: AllowBackend,
+    /// Bytes of console output that are kept for `nestling logs` and `nestling attach`.
+    pub console_history: usize,
 }
 
 /// Which KVM a run is content with.
@@ -41,6 +43,8 @@ pub struct MachinePlan {
     pub cmdline: CmdlinePlan,
     /// Block devices in the order they were written: the first is the guest's `vda`.
     pub disks: Vec<DiskPlan>,
+    /// Named character ports.
+    pub ports: Vec<PortPlan>,
     /// Which console the guest gets.
     pub console: ConsoleKind,
     /// Whether the guest gets a watchdog, whose expiry ends the machine.
@@ -197,6 +201,15 @@ impl DiskPlan {
             }
         }
     }
+}
+
+/// One named character port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortPlan {
+    /// What the guest calls it.
+    pub name: String,
+    /// The Unix socket on the host, at most 107 bytes.
+    pub path: PathBuf,
 }
 
 /// The guest's console device.

@@ -9,7 +9,7 @@ use super::error::{Problem, SpecError};
 use super::files::{check_image, check_status_file};
 use super::plan::{AllowBackend, BalloonPlan, CmdlinePlan, ConsoleKind, MachinePlan, RunPlan};
 use super::size::parse_size;
-use super::{balloon, rng};
+use super::{balloon, console, port, rng};
 
 /// The most vCPUs a machine has.
 const MAX_CPUS: u8 = 32;
@@ -38,6 +38,7 @@ impl Config {
             initrd: self.initrd_path(memory_bytes)?,
             cmdline: self.cmdline_plan()?,
             disks: self.disk.iter().map(disk_plan).collect::<Result<_, _>>()?,
+            ports: port::plan(&self.port)?,
             console: self.console_kind()?,
             watchdog: self.has_watchdog()?,
             balloon: read(self.balloon.as_ref(), balloon::parse)?.unwrap_or(Some(BalloonPlan::default())),
@@ -48,6 +49,7 @@ impl Config {
             socket: self.socket_path()?,
             status_file: self.status_file_path()?,
             allow_backend: self.allowed_backend()?,
+            console_history: console::history_bytes(self.console_history.as_ref())?,
         })
     }
 

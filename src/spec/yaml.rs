@@ -12,6 +12,7 @@ use super::config::{Config, Given, Origin};
 use super::disk::{self, DiskConfig, PartitionConfig};
 use super::error::SpecError;
 use super::files::in_words;
+use super::port::{self, PortConfig};
 
 /// A spec is a page of text; a larger file is something else that was named by mistake.
 const MAX_BYTES: u64 = 1 << 20;
@@ -26,10 +27,12 @@ const KEYS: &[&str] = &[
     "cpus",
     "memory",
     "disk",
+    "port",
     "console",
     "watchdog",
     "balloon",
     "rng",
+    "console-history",
     "socket",
     "status-file",
     "allow-backend",
@@ -49,10 +52,13 @@ struct Document {
     memory: Option<Spanned<String>>,
     #[serde(alias = "disks")]
     disk: Option<Vec<Spanned<DiskEntry>>>,
+    #[serde(alias = "ports")]
+    port: Option<Vec<Spanned<PortEntry>>>,
     console: Option<Spanned<String>>,
     watchdog: Option<Spanned<String>>,
     balloon: Option<Spanned<String>>,
     rng: Option<Spanned<String>>,
+    console_history: Option<Spanned<String>>,
     socket: Option<Spanned<String>>,
     status_file: Option<Spanned<String>>,
     allow_backend: Option<Spanned<String>>,
@@ -87,6 +93,14 @@ struct PartitionEntry {
     path: String,
     #[serde(default)]
     readonly: bool,
+}
+
+/// One port of the list.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PortEntry {
+    name: String,
+    path: String,
 }
 
 /// Reads a spec file.
@@ -138,10 +152,12 @@ impl Document {
             cpus: text(self.cpus),
             memory: text(self.memory),
             disk: self.disk.unwrap_or_default().into_iter().map(|disk| disk_config(disk, &file)).collect(),
+            port: self.port.unwrap_or_default().into_iter().map(|port| port_config(port, &file)).collect(),
             console: text(self.console),
             watchdog: text(self.watchdog),
             balloon: text(self.balloon),
             rng: text(self.rng),
+            console_history: text(self.console_history),
             socket: path(self.socket),
             status_file: path(self.status_file),
             allow_backend: text(self.allow_backend),
@@ -173,6 +189,11 @@ fn disk_config(entry: Spanned<DiskEntry>, file: &Arc<Path>) -> Given<DiskConfig>
     Given { value, origin }
 }
 
+fn port_config(entry: Spanned<PortEntry>, file: &Arc<Path>) -> Given<PortConfig> {
+    let Given { value: PortEntry { name, path }, origin } = place(entry, file);
+    Given { value: PortConfig { name, path: path.into() }, origin }
+}
+
 fn place<T>(spanned: Spanned<T>, file: &Arc<Path>) -> Given<T> {
     let Spanned { value, referenced, .. } = spanned;
     let origin =
@@ -185,12 +206,12 @@ fn refuse(file: &Path, error: &YamlError) -> SpecError {
     let (line, column) = error.location().map_or((1, 1), |place| (place.line(), place.column()));
     let message = match error.without_snippet() {
         YamlError::SerdeUnknownField { field, expected, .. } => {
-            let keys: &[&str] = if expected.contains(&"kernel") {
-                KEYS
-            } else if expected.contains(&"label") {
-                &disk::PARTITION_KEYS
-            } else {
-                &disk::KEYS
+            let has = |key| expected.contains(&key);
+            let keys: &[&str] = match () {
+                () if has("kernel") => KEYS,
+                () if has("label") => &disk::PARTITION_KEYS,
+                () if has("name") => &port::KEYS,
+                () => &disk::KEYS,
             };
             unknown_key(field, keys)
         }

@@ -7,6 +7,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Query, State as Shared};
 use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::map_response;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde::{Deserialize, Serialize};
@@ -60,8 +61,8 @@ fn yes() -> bool {
     true
 }
 
-/// The router of one VM.
-pub(super) fn router(publisher: Arc<Publisher>, requests: Requests) -> Router {
+/// The router of one VM; `console` has the routes of its console.
+pub(super) fn router(publisher: Arc<Publisher>, requests: Requests, console: Router) -> Router {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/events", get(events))
@@ -75,6 +76,16 @@ pub(super) fn router(publisher: Arc<Publisher>, requests: Requests) -> Router {
             refusal(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method")
         })
         .with_state(Api { publisher, requests, streams: Arc::new(Semaphore::new(MAX_STREAMS)) })
+        .merge(console)
+        .layer(map_response(say_last))
+}
+
+/// One connection has one request; only a connection that is switched to another protocol goes on.
+async fn say_last(mut response: Response) -> Response {
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
 }
 
 async fn status(Shared(api): Shared<Api>) -> Response {
@@ -155,14 +166,14 @@ fn code_of(refused: &Refusal) -> StatusCode {
     }
 }
 
-fn answer(code: StatusCode, value: &impl Serialize) -> Response {
+pub(super) fn answer(code: StatusCode, value: &impl Serialize) -> Response {
     match serde_json::to_vec(value) {
         Ok(json) => typed(code, "application/json", json.into()),
         Err(error) => refusal(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
     }
 }
 
-fn refusal(code: StatusCode, message: &str) -> Response {
+pub(super) fn refusal(code: StatusCode, message: &str) -> Response {
     typed(code, "application/json", json!({ "error": message }).to_string().into())
 }
 

@@ -1,7 +1,7 @@
 //! Which devices a plan means, and where they go.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use super::control::Control;
@@ -9,7 +9,8 @@ use super::error::{MachineError, resource};
 use super::platform::Platform;
 use super::vcpu::Buses;
 use super::wiring::KvmWiring;
-use crate::backend::console::{ConsoleInput, ConsoleLog};
+use crate::backend::console::{ConsoleHub, ConsoleInput};
+use crate::backend::port::PortSocket;
 use crate::devices::bus::Bus;
 use crate::devices::pci::host_bridge::HostBridge;
 use crate::devices::pci::root::{MAX_DEVICES, PciRoot};
@@ -19,10 +20,11 @@ use crate::devices::platform::serial::{self, SerialInput, SerialPort};
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::balloon::{Balloon, BalloonOptions};
 use crate::devices::virtio::console::Console;
+use crate::devices::virtio::console::ports::{NamedPort, Ports};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::transport::{BAR_SIZE, Context, VirtioPci};
 use crate::devices::wiring::Wiring;
-use crate::spec::plan::{BalloonPlan, ConsoleKind, MachinePlan};
+use crate::spec::plan::{BalloonPlan, ConsoleKind, MachinePlan, PortPlan};
 use crate::status::model::{BootStage, DeviceFacts};
 use crate::x86::layout::{
     PCI_ECAM_SIZE, PCI_ECAM_START, PCI_MMIO_END, PCI_MMIO_START, SERIAL_GSI, SERIAL_PORT,
@@ -32,10 +34,21 @@ use vm_memory::GuestMemoryMmap;
 /// Where the console's bytes go and come from.
 #[derive(Debug)]
 pub struct ConsoleIo {
-    /// The guest's output.
-    pub output: OwnedFd,
-    /// The guest's input, if there is any.
+    /// The guest's output, and input from clients.
+    pub hub: Arc<ConsoleHub>,
+    /// More input, if there is any.
     pub input: Option<OwnedFd>,
+}
+
+impl ConsoleIo {
+    /// Our stdout and stdin, with a history of `history_bytes`.
+    ///
+    /// # Errors
+    /// When the kernel has no descriptor left.
+    pub fn of_this_process(history_bytes: usize) -> io::Result<Self> {
+        let hub = ConsoleHub::new(io::stdout().as_fd().try_clone_to_owned()?, history_bytes)?;
+        Ok(Self { hub: Arc::new(hub), input: io::stdin().as_fd().try_clone_to_owned().ok() })
+    }
 }
 
 /// The readable mapping that shows configuration space; the devices' own come after it.
@@ -60,7 +73,7 @@ pub(super) struct Parts<'a> {
     pub(super) memory: &'a GuestMemoryMmap,
     pub(super) wiring: Arc<KvmWiring>,
     pub(super) control: Arc<Control>,
-    pub(super) console: Arc<ConsoleLog>,
+    pub(super) console: Arc<ConsoleHub>,
     pub(super) input: Option<ConsoleInput>,
     pub(super) on_panic: Box<dyn Fn(PanicEvent) + Send + Sync>,
     pub(super) on_power: Box<dyn Fn(PowerRequest) + Send + Sync>,
@@ -80,20 +93,24 @@ impl Devices {
             ConsoleKind::Virtio => devices.push(Arc::new(Console::new(Arc::clone(&console), input.take()))),
             ConsoleKind::Serial => {
                 let interrupt = wiring.pin(SERIAL_GSI).map_err(resource("the UART gets no interrupt"))?;
-                let port = Arc::new(SerialPort::new(console, interrupt));
+                let port = Arc::new(SerialPort::new(Arc::clone(&console), interrupt));
                 pio.add("serial", SERIAL_PORT.into(), serial::PORTS, Arc::clone(&port) as _)?;
-                let spawn = |input| {
-                    SerialInput::spawn(port, input).map_err(resource("the console has no input thread"))
-                };
-                serial_input = input.map(spawn).transpose()?;
+                let input = SerialInput::spawn(port, console, input.take());
+                serial_input = Some(input.map_err(resource("the console has no input thread"))?);
             }
         }
-        let limit = MAX_DEVICES - FIXED_DEVICES;
+        let limit = MAX_DEVICES - FIXED_DEVICES - usize::from(!plan.ports.is_empty());
         if plan.disks.len() > limit {
             return Err(MachineError::TooManyDisks { asked: plan.disks.len(), limit });
         }
         for (index, disk) in plan.disks.iter().enumerate() {
             devices.push(Arc::new(super::disks::device(disk, index, plan.cpus)?));
+        }
+        if !plan.ports.is_empty() {
+            let listen = |port: &PortPlan| {
+                PortSocket::listen(&port.path).map(|socket| NamedPort { name: port.name.clone(), socket })
+            };
+            devices.push(Arc::new(Ports::new(plan.ports.iter().map(listen).collect::<Result<_, _>>()?)));
         }
         let rng = Rng::new(plan.rng.bytes_per_second);
         devices.push(Arc::new(rng.map_err(resource("the entropy device has no timer"))?));

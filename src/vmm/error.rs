@@ -3,6 +3,7 @@
 use std::io;
 
 use crate::backend::disk::DiskError;
+use crate::backend::port::PortError;
 use crate::boot::BootError;
 use crate::boot::cmdline::CmdlineError;
 use crate::devices::bus::OverlapError;
@@ -45,6 +46,9 @@ pub enum MachineError {
     /// A disk cannot be used.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// A port's socket cannot be used.
+    #[error(transparent)]
+    Port(#[from] PortError),
     /// Kernel or initrd cannot be loaded.
     #[error(transparent)]
     Boot(#[from] BootError),

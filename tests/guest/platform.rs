@@ -3,9 +3,11 @@
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
+use nestling::backend::console::ConsoleHub;
 use nestling::spec::config::{Config, Given};
 use nestling::vmm::{ConsoleIo, Machine};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -182,8 +184,9 @@ impl Guest {
             ..Config::default()
         };
         let (output, writer) = nix::unistd::pipe().unwrap();
-        let console = ConsoleIo { output: writer, input: None };
-        let mut machine = Machine::with_console(&config.resolve().unwrap().machine, console).unwrap();
+        let hub = Arc::new(ConsoleHub::new(writer, 64 << 10).unwrap());
+        let console = ConsoleIo { hub, input: None };
+        let mut machine = Machine::new(&config.resolve().unwrap().machine, console).unwrap();
         machine.start(channel().0).unwrap();
         Self { machine, output: output.into(), heard: String::new() }
     }

@@ -10,6 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock, RwLock, RwLockReadGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use nestling::backend::console::ConsoleHub;
 use nestling::spec::plan::{BalloonPlan, CmdlinePlan, ConsoleKind, DiskPlan, MachinePlan, RngPlan};
 use nestling::status::model::{DeviceFacts, EndReason, MachineEvent, MachineFacts};
 use nestling::vmm::{ConsoleIo, Machine};
@@ -72,6 +73,7 @@ impl Guest {
             initrd: None,
             cmdline: CmdlinePlan::Replace(format!("scenario={scenario}")),
             disks: Vec::new(),
+            ports: Vec::new(),
             console: ConsoleKind::Serial,
             watchdog: true,
         };
@@ -123,7 +125,8 @@ impl Guest {
         let copy = Arc::clone(&output);
         let reader = std::thread::spawn(move || copy.fill_from(File::from(reader)));
         let input = self.input.map(|input| input.try_clone().unwrap());
-        let mut machine = Machine::with_console(&self.plan, ConsoleIo { output: writer, input }).unwrap();
+        let hub = Arc::new(ConsoleHub::new(writer, 64 << 10).unwrap());
+        let mut machine = Machine::new(&self.plan, ConsoleIo { hub, input }).unwrap();
         let (sender, events): (Sender<MachineEvent>, _) = channel();
         machine.start(sender).unwrap();
         Running { machine, events, output, reader: Some(reader), _shared: None }

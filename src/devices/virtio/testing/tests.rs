@@ -5,7 +5,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::{registers, script};
-use crate::backend::console::{ConsoleInput, ConsoleLog};
+use crate::backend::console::{ConsoleHub, ConsoleInput};
 use crate::backend::disk::{Access, RawDisk};
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::balloon::{Balloon, BalloonOptions};
@@ -45,8 +45,8 @@ proptest! {
         let (screen, output) = nix::unistd::pipe().unwrap();
         let (input, keyboard) = nix::unistd::pipe().unwrap();
         let reader = std::thread::spawn(move || std::io::copy(&mut std::fs::File::from(screen), &mut std::io::sink()));
-        let log = Arc::new(ConsoleLog::new(output, |_| {}).unwrap());
-        let device: Arc<dyn VirtioDevice> = Arc::new(Console::new(log, ConsoleInput::new(input)));
+        let hub = Arc::new(ConsoleHub::new(output, 4096).unwrap());
+        let device: Arc<dyn VirtioDevice> = Arc::new(Console::new(hub, ConsoleInput::new(input)));
         script::play(&device, &bytes, |script| {
             let _ = nix::unistd::write(&keyboard, script.bytes(16));
         });
