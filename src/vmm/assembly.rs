@@ -61,6 +61,7 @@ pub(super) struct Devices {
     root: Arc<PciRoot>,
     virtio: Vec<Arc<VirtioPci>>,
     serial_input: Option<SerialInput>,
+    ports: Option<Arc<Ports>>,
 }
 
 /// What the devices are built from.
@@ -100,11 +101,14 @@ impl Devices {
         for (index, disk) in plan.disks.iter().enumerate() {
             devices.push(Arc::new(Block::new(RawDisk::open(&disk.path, disk.readonly)?, index)));
         }
+        let mut ports = None;
         if !plan.ports.is_empty() {
             let listen = |port: &PortPlan| {
                 PortSocket::listen(&port.path).map(|socket| NamedPort { name: port.name.clone(), socket })
             };
-            devices.push(Arc::new(Ports::new(plan.ports.iter().map(listen).collect::<Result<_, _>>()?)));
+            let device = Arc::new(Ports::new(plan.ports.iter().map(listen).collect::<Result<_, _>>()?));
+            ports = Some(Arc::clone(&device));
+            devices.push(device);
         }
         devices.push(Arc::new(Rng::default()));
 
@@ -115,7 +119,7 @@ impl Devices {
         mmio.add("pci-window", PCI_MMIO_START, PCI_MMIO_END - PCI_MMIO_START, root.window(PCI_MMIO_START))?;
         mmio.add("pci-ecam", PCI_ECAM_START, PCI_ECAM_SIZE, root.ecam())?;
         let buses = Buses { pio: Arc::new(pio), mmio: Arc::new(mmio) };
-        Ok(Self { buses, root, virtio, serial_input })
+        Ok(Self { buses, root, virtio, serial_input, ports })
     }
 
     /// Facts of the PCI functions in bus order, then of the platform devices that trapped.
@@ -148,6 +152,9 @@ impl Devices {
         }
         if let Some(input) = self.serial_input.take() {
             input.stop();
+        }
+        if let Some(ports) = self.ports.take() {
+            ports.close();
         }
     }
 }
