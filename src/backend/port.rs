@@ -240,6 +240,14 @@ impl AsFd for PortSocket {
 
 impl Drop for PortSocket {
     fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl PortSocket {
+    /// Nobody can connect any more, and the client is let go.
+    pub fn close(&mut self) {
+        self.hang_up();
         // Only our own: somebody may have put another in its place.
         if fs::symlink_metadata(&self.path).is_ok_and(|metadata| metadata.ino() == self.inode) {
             let _ = fs::remove_file(&self.path);

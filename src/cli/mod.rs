@@ -78,10 +78,13 @@ pub fn main() -> ExitCode {
     let clock = Clock::begin();
     exit_on_panic();
     settle_signals();
-    match Cli::try_parse() {
+    let code = match Cli::try_parse() {
         Ok(cli) => cli.command.carry_out(clock).into(),
         Err(error) => explain_usage(&error).into(),
-    }
+    };
+    // Whoever still holds the terminal is not asked any more.
+    terminal::restore();
+    code
 }
 
 impl Command {

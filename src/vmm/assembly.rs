@@ -65,6 +65,7 @@ pub(super) struct Devices {
     /// The balloon, for a target.
     pub(super) balloon: Option<Arc<Balloon>>,
     serial_input: Option<SerialInput>,
+    ports: Option<Arc<Ports>>,
 }
 
 /// What the devices are built from.
@@ -106,11 +107,14 @@ impl Devices {
         for (index, disk) in plan.disks.iter().enumerate() {
             devices.push(Arc::new(super::disks::device(disk, index, plan.cpus)?));
         }
+        let mut ports = None;
         if !plan.ports.is_empty() {
             let listen = |port: &PortPlan| {
                 PortSocket::listen(&port.path).map(|socket| NamedPort { name: port.name.clone(), socket })
             };
-            devices.push(Arc::new(Ports::new(plan.ports.iter().map(listen).collect::<Result<_, _>>()?)));
+            let device = Arc::new(Ports::new(plan.ports.iter().map(listen).collect::<Result<_, _>>()?));
+            ports = Some(Arc::clone(&device));
+            devices.push(device);
         }
         let rng = Rng::new(plan.rng.bytes_per_second);
         devices.push(Arc::new(rng.map_err(resource("the entropy device has no timer"))?));
@@ -124,7 +128,7 @@ impl Devices {
         mmio.add("pci-window", PCI_MMIO_START, PCI_MMIO_END - PCI_MMIO_START, root.window(PCI_MMIO_START))?;
         mmio.add("pci-ecam", PCI_ECAM_START, PCI_ECAM_SIZE, root.ecam())?;
         let buses = Buses { pio: Arc::new(pio), mmio: Arc::new(mmio) };
-        Ok(Self { buses, root, virtio, platform, balloon, serial_input })
+        Ok(Self { buses, root, virtio, platform, balloon, serial_input, ports })
     }
 
     /// Facts of the PCI functions in bus order, then of the platform devices that trapped.
@@ -160,6 +164,9 @@ impl Devices {
         self.platform.shut_down();
         if let Some(input) = self.serial_input.take() {
             input.stop();
+        }
+        if let Some(ports) = self.ports.take() {
+            ports.close();
         }
     }
 }

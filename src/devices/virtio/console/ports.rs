@@ -83,6 +83,11 @@ impl Ports {
         Self { ports: ports.into_iter().map(port).collect(), complaints: Arc::default() }
     }
 
+    /// The machine has ended: clients are let go, and the sockets go away.
+    pub fn close(&self) {
+        self.ports.iter().for_each(|port| port.lock().socket.close());
+    }
+
     fn handler(&self, multiport: bool) -> PortsHandler {
         let driver = |port: &Arc<Port>| Driver { port: Arc::clone(port), guest: Guest::default() };
         PortsHandler {
