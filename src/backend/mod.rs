@@ -1,4 +1,5 @@
-//! The host side of a device: disk files, console sinks and sources. No virtqueue, no KVM.
+//! The host side of a device: disk files, console sinks and sources, Unix sockets. No virtqueue, no KVM.
 
 pub mod console;
 pub mod disk;
+pub mod vsock;

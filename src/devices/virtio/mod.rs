@@ -16,6 +16,7 @@ pub mod rng;
 #[cfg(test)]
 mod testing;
 pub mod transport;
+pub mod vsock;
 pub mod worker;
 
 use std::collections::BTreeMap;
