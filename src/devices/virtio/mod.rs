@@ -13,8 +13,8 @@ pub mod common;
 pub mod console;
 pub mod queue;
 pub mod rng;
-#[cfg(test)]
-mod testing;
+#[cfg(any(test, feature = "test-utils"))]
+pub mod testing;
 pub mod transport;
 pub mod vsock;
 pub mod worker;
