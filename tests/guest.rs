@@ -24,6 +24,8 @@ mod endings;
 mod exits;
 #[path = "guest/storage.rs"]
 mod storage;
+#[path = "guest/vsock.rs"]
+mod vsock;
 
 /// What every other test stands on: these guests run on true VT-x.
 #[test]

@@ -12,6 +12,7 @@ use crate::spec::config::{Config, Given};
 use crate::spec::disk::DiskConfig;
 use crate::spec::error::SpecError;
 use crate::spec::plan::RunPlan;
+use crate::spec::vsock::VsockConfig;
 use crate::spec::yaml;
 use crate::status::clock::Clock;
 use crate::status::model::EndReason;
@@ -78,6 +79,11 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "DISK")]
     disk: Vec<String>,
 
+    /// Streams between programs of the guest and of the host: `cid=N,path=FILE`. The host's connect to the Unix socket FILE
+    /// and say `CONNECT <port>`; the guest reaches FILE_<port> as port <port> of cid 2 [default: cid=3]
+    #[arg(long, value_name = "VSOCK")]
+    vsock: Option<String>,
+
     /// The guest's console: virtio (hvc0) or serial (ttyS0) [default: virtio]
     #[arg(long, value_name = "KIND")]
     console: Option<String>,
@@ -134,6 +140,7 @@ impl RunArgs {
             cpus: given("--cpus", self.cpus.as_ref()),
             memory: given("--memory", self.memory.as_ref()),
             disk: self.disk.iter().map(|text| disk(text)).collect::<Result<_, _>>()?,
+            vsock: self.vsock.as_deref().map(vsock).transpose()?,
             console: given("--console", self.console.as_ref()),
             socket: given("--socket", self.socket.as_ref()),
             status_file: given("--status-file", self.status_file.as_ref()),
@@ -150,4 +157,9 @@ fn given<T: Clone>(flag: &'static str, value: Option<&T>) -> Option<Given<T>> {
 fn disk(text: &str) -> Result<Given<DiskConfig>, SpecError> {
     let disk = DiskConfig::parse(text).map_err(|problem| Given::by_flag("--disk", ()).refuse(problem))?;
     Ok(Given::by_flag("--disk", disk))
+}
+
+fn vsock(text: &str) -> Result<Given<VsockConfig>, SpecError> {
+    let vsock = VsockConfig::parse(text).map_err(|problem| Given::by_flag("--vsock", ()).refuse(problem))?;
+    Ok(Given::by_flag("--vsock", vsock))
 }

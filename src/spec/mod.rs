@@ -12,6 +12,7 @@ mod files;
 mod options;
 mod resolve;
 pub mod size;
+pub mod vsock;
 pub mod yaml;
 
 pub mod plan;

@@ -41,6 +41,8 @@ pub struct MachinePlan {
     pub cmdline: CmdlinePlan,
     /// Block devices in the order they were written: the first is the guest's `vda`.
     pub disks: Vec<DiskPlan>,
+    /// Streams between programs of the guest and of the host, if any.
+    pub vsock: Option<VsockPlan>,
     /// Which console the guest gets.
     pub console: ConsoleKind,
 }
@@ -61,6 +63,17 @@ pub struct DiskPlan {
     pub path: PathBuf,
     /// The guest may not write; the image is opened read-only and its lock is shared.
     pub readonly: bool,
+}
+
+/// The virtio-vsock device.
+#[derive(Debug, Clone)]
+pub struct VsockPlan {
+    /// The guest's address, 3 to 2^32 - 2.
+    pub cid: u32,
+    /// The Unix socket the host's programs connect to, at most 96 bytes; those the guest reaches are at `<path>_<port>`.
+    pub path: PathBuf,
+    /// The most connections at the same time.
+    pub connections: u32,
 }
 
 /// The guest's console device.

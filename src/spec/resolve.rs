@@ -9,6 +9,7 @@ use super::error::{Problem, SpecError};
 use super::files::{check_disk, check_image, check_status_file};
 use super::plan::{AllowBackend, CmdlinePlan, ConsoleKind, DiskPlan, MachinePlan, RunPlan};
 use super::size::parse_size;
+use super::vsock;
 
 /// The most vCPUs a machine has.
 const MAX_CPUS: u8 = 32;
@@ -37,6 +38,7 @@ impl Config {
             initrd: self.initrd_path(memory_bytes)?,
             cmdline: self.cmdline_plan()?,
             disks: self.disk.iter().map(disk_plan).collect::<Result<_, _>>()?,
+            vsock: self.vsock.as_ref().map(vsock::plan).transpose()?,
             console: self.console_kind()?,
         };
         Ok(RunPlan {

@@ -6,6 +6,7 @@ use crate::backend::disk::DiskError;
 use crate::boot::BootError;
 use crate::boot::cmdline::CmdlineError;
 use crate::devices::bus::OverlapError;
+use crate::status::socket::SocketError;
 
 /// Why a machine could not be built or started. The text is one sentence with the path or value and the mend.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +46,9 @@ pub enum MachineError {
     /// A disk cannot be used.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// The vsock socket cannot be had.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
     /// Kernel or initrd cannot be loaded.
     #[error(transparent)]
     Boot(#[from] BootError),

@@ -114,6 +114,8 @@ impl VirtioDevice for Vsock {
                 load("connections_total", &counts.total),
                 load("connections_refused", &counts.refused),
                 load("connections_broken", &counts.broken),
+                load("packets_to_guest", &counts.packets_to_guest),
+                load("packets_to_host", &counts.packets_to_host),
                 load("bytes_to_guest", &counts.bytes_to_guest),
                 load("bytes_to_host", &counts.bytes_to_host),
             ])

@@ -36,6 +36,8 @@ pub(super) struct Counts {
     pub(super) refused: AtomicU64,
     /// Connections the guest lost because it broke the rules.
     pub(super) broken: AtomicU64,
+    pub(super) packets_to_guest: AtomicU64,
+    pub(super) packets_to_host: AtomicU64,
     pub(super) bytes_to_guest: AtomicU64,
     pub(super) bytes_to_host: AtomicU64,
     pub(super) complaints: Complaints,
@@ -188,6 +190,7 @@ impl<H: Host> Muxer<H> {
     /// Takes a packet; [`Muxer::has_room`] was asked before.
     pub(super) fn on_guest(&mut self, packet: Packet<'_>, now: Instant) {
         let Packet { header, data } = packet;
+        add(&self.counts.packets_to_host, 1);
         // Not from whom the guest is: there is nobody to answer.
         if header.src_cid != self.guest_cid {
             return self.complain("sent a packet in another's name");
@@ -257,6 +260,12 @@ impl<H: Host> Muxer<H> {
     /// # Errors
     /// When the guest broke the queue.
     pub(super) fn send(&mut self, receive: &mut Receive<'_, '_>, now: Instant) -> Result<(), Fault> {
+        let sent = self.send_in_turn(receive, now);
+        add(&self.counts.packets_to_guest, receive.filled().into());
+        sent
+    }
+
+    fn send_in_turn(&mut self, receive: &mut Receive<'_, '_>, now: Instant) -> Result<(), Fault> {
         while let Some(header) = self.resets.front() {
             let Some(room) = receive.room()? else { return Ok(()) };
             receive.fill(room, header)?;
