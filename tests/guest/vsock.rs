@@ -95,10 +95,9 @@ fn what_nobody_serves_is_refused_and_what_ends_in_the_middle_is_told() {
     let server = serve(&["unix-listen", &behind(&directory.path().join("vsock"), 1024)]);
     let script = "refused() { if probe vsock-connect --port $1 --bytes 1 --seed 1; then exit 1; fi; }; \
          refused 77; echo REFUSED; probe vsock-echo --port 52 & \
-         read line; probe vsock-connect --port 1024 --bytes 100 --seed 1; echo AGAIN; \
-         rmmod vmw_vsock_virtio_transport || echo STILL USED; kill %1; wait; \
-         rmmod vmw_vsock_virtio_transport; probe load vmw_vsock_virtio_transport; \
-         probe vsock-connect --port 1024 --bytes 100 --seed 2; echo ALL DONE";
+         read line; probe vsock-connect --port 1024 --bytes 100 --seed 1; echo AGAIN; read line; \
+         cd /sys/bus/virtio/drivers/vmw_vsock_virtio_transport; D=$(echo virtio*); echo $D > unbind; echo UNBOUND; \
+         read line; echo $D > bind; probe vsock-connect --port 1024 --bytes 100 --seed 2; echo ALL DONE";
     let (mut vm, path) = start(directory.path(), script);
     vm.expect("REFUSED\r\n");
     vm.expect("listening=");
@@ -109,15 +108,7 @@ fn what_nobody_serves_is_refused_and_what_ends_in_the_middle_is_told() {
     assert_eq!(nobody.read(&mut [0; 16]).unwrap(), 0, "an end, and not a word before it");
 
     // The echo gets an end when a program of the host is gone, and goes on.
-    let mut sudden = UnixStream::connect(&path).unwrap();
-    sudden.write_all(b"CONNECT 52\nhello").unwrap();
-    let mut answer = Vec::new();
-    while !answer.ends_with(b"hello") {
-        let mut byte = [0];
-        assert_eq!(sudden.read(&mut byte).unwrap(), 1, "{answer:?}");
-        answer.push(byte[0]);
-    }
-    assert!(answer.starts_with(b"OK 10737418"), "{}", String::from_utf8_lossy(&answer));
+    let sudden = say_hello(&path);
     drop(sudden);
     vm.await_status("that no connection is open", |status| {
         let devices = status["devices"].as_array().unwrap();
@@ -126,6 +117,27 @@ fn what_nobody_serves_is_refused_and_what_ends_in_the_middle_is_told() {
     });
     vm.type_line("");
     vm.expect("AGAIN\r\n");
+
+    // The driver goes, by a reset of the device, and comes back.
+    let mut cut_off = say_hello(&path);
+    vm.type_line("");
+    vm.expect("UNBOUND\r\n");
+    assert_eq!(cut_off.read(&mut [0; 16]).unwrap(), 0, "every connection ends with a reset");
+    vm.type_line("");
     vm.end().assert_all_done();
     drop(server);
+}
+
+/// A connection to the guest's echo that has proved to be one.
+fn say_hello(path: &Path) -> UnixStream {
+    let mut stream = UnixStream::connect(path).unwrap();
+    stream.write_all(b"CONNECT 52\nhello").unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"hello") {
+        let mut byte = [0];
+        assert_eq!(stream.read(&mut byte).unwrap(), 1, "{answer:?}");
+        answer.push(byte[0]);
+    }
+    assert!(answer.starts_with(b"OK 10737418"), "{}", String::from_utf8_lossy(&answer));
+    stream
 }

@@ -8,19 +8,20 @@
 //! In `Ending` the guest is owed a reset, and then has forgotten the connection; in `Draining` the host's program is owed
 //! what the guest had sent before.
 
+mod ending;
+mod sending;
+
 use std::collections::VecDeque;
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
-use super::chain::{Buffers, Room};
+use super::chain::Buffers;
 use super::credit::{Credit, Lie};
 use super::header::{Header, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
-use super::receive::Receive;
-use crate::backend::vsock::{Direction, Ready, Stream};
-use crate::devices::virtio::Fault;
+use crate::backend::vsock::{Ready, Stream};
 
-/// What one connection sends to the guest before it is the next one's turn.
-const TURN_BYTES: usize = 64 << 10;
+pub(super) use self::sending::Turn;
+
 /// The longest greeting is `CONNECT 4294967295\n`; a blank more is forgiven.
 const GREETING_BYTES: usize = 32;
 
@@ -66,15 +67,6 @@ pub(super) enum Greeting {
     Port(u32),
     /// It is none.
     Bad,
-}
-
-/// How a connection's turn ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Turn {
-    /// It has sent what it may.
-    Done,
-    /// The guest has no buffer left.
-    NoRoom,
 }
 
 /// One connection.
@@ -293,246 +285,6 @@ impl<S: Stream> Connection<S> {
             self.all_taken();
         }
         taken
-    }
-
-    /// The host's program has everything that the guest sent.
-    fn all_taken(&mut self) {
-        if self.guest_shut & SHUTDOWN_SEND != 0
-            && let Some(stream) = &mut self.stream
-        {
-            stream.shut_down(Direction::ToHost);
-        }
-        match self.stage {
-            Stage::Ending => self.stream = None,
-            Stage::Draining => self.vanish(),
-            _ => {}
-        }
-    }
-
-    /// The host's program does not take anything any more, so what waits for it is thrown away in its place.
-    fn host_takes_nothing(&mut self) {
-        self.host_shut |= SHUTDOWN_RECEIVE;
-        self.credit.forward(self.outbox.len() as u32);
-        self.outbox = VecDeque::new();
-        if matches!(self.stage, Stage::Ending | Stage::Draining) {
-            self.all_taken();
-        }
-        self.drop_idle_stream();
-    }
-
-    /// Nothing more will be read.
-    fn host_sends_nothing(&mut self) {
-        self.host_shut |= SHUTDOWN_SEND;
-        self.readable = false;
-        self.drop_idle_stream();
-    }
-
-    fn drop_idle_stream(&mut self) {
-        if self.host_shut == SHUTDOWN_BOTH {
-            self.stream = None;
-        }
-    }
-
-    fn guest_shuts(&mut self, flags: u32, now: Instant) {
-        let news = flags & !self.guest_shut;
-        self.guest_shut |= flags;
-        if news & SHUTDOWN_RECEIVE != 0
-            && let Some(stream) = &mut self.stream
-        {
-            stream.shut_down(Direction::ToGuest);
-        }
-        if self.guest_shut == SHUTDOWN_BOTH {
-            self.stage = Stage::Ending;
-            self.deadline = now.checked_add(DRAIN_TIME);
-        }
-        let sends_no_more = news & SHUTDOWN_SEND != 0 || self.guest_shut == SHUTDOWN_BOTH;
-        if sends_no_more && self.outbox.is_empty() {
-            self.all_taken();
-        }
-    }
-
-    /// The guest broke the rules: it gets a reset, the program an end, and what was on its way is lost.
-    pub(super) fn break_off(&mut self) {
-        self.stage = Stage::Ending;
-        self.deadline = None;
-        self.outbox = VecDeque::new();
-        self.stream = None;
-    }
-
-    /// The guest has forgotten the connection; the host's program may still take what it sent.
-    fn guest_is_done(&mut self, now: Instant) {
-        self.guest_shut = SHUTDOWN_BOTH;
-        if self.outbox.is_empty() {
-            self.vanish();
-        } else {
-            self.stage = Stage::Draining;
-            self.deadline = now.checked_add(DRAIN_TIME);
-        }
-    }
-
-    /// Ends at once, without a word to anybody.
-    pub(super) fn vanish(&mut self) {
-        self.stage = Stage::Gone;
-        self.deadline = None;
-        self.stream = None;
-        self.outbox = VecDeque::new();
-    }
-
-    /// The deadline has passed.
-    pub(super) fn expire(&mut self) {
-        self.deadline = None;
-        match self.stage {
-            Stage::Greeting | Stage::Draining => self.vanish(),
-            Stage::Requested | Stage::Open => self.break_off(),
-            // The reset is what the guest has no room for: who waits is the host's program.
-            Stage::Ending => {
-                self.stream = None;
-                self.outbox = VecDeque::new();
-            }
-            Stage::Gone => {}
-        }
-    }
-
-    fn may_read(&self) -> bool {
-        self.stream.is_some() && (self.host_shut & SHUTDOWN_SEND | self.guest_shut & SHUTDOWN_RECEIVE) == 0
-    }
-
-    /// It has something for the guest.
-    pub(super) fn wants_turn(&self) -> bool {
-        let data = self.readable && self.may_read() && (self.credit.room() > 0 || !self.credit_asked);
-        match self.stage {
-            Stage::Requested => self.opening,
-            Stage::Open => {
-                let news = self.update_due || self.credit.is_news();
-                self.opening || data || news || self.host_shut != self.told_shut
-            }
-            Stage::Ending => true,
-            Stage::Greeting | Stage::Draining | Stage::Gone => false,
-        }
-    }
-
-    /// Sends to the guest what is due, and at most [`TURN_BYTES`] of data. `read` counts the bytes.
-    ///
-    /// # Errors
-    /// When the guest broke the queue.
-    pub(super) fn turn(
-        &mut self,
-        receive: &mut Receive<'_, '_>,
-        now: Instant,
-        read: &mut u64,
-    ) -> Result<Turn, Fault> {
-        let first = match self.stage {
-            Stage::Ending => Some(Op::Reset),
-            Stage::Requested if self.opening => Some(Op::Request),
-            Stage::Open if self.opening => Some(Op::Response),
-            _ => None,
-        };
-        if let Some(op) = first {
-            if !self.send(receive, op, 0)? {
-                return Ok(Turn::NoRoom);
-            }
-            self.opening = false;
-            if op == Op::Reset {
-                self.guest_is_done(now);
-            }
-        }
-        if self.stage != Stage::Open {
-            return Ok(Turn::Done);
-        }
-        if self.readable && self.may_read() && self.credit.room() > 0 {
-            match self.send_data(receive)? {
-                Some(count) => *read = read.saturating_add(count),
-                None => return Ok(Turn::NoRoom),
-            }
-        }
-        if self.readable && self.may_read() && self.credit.room() == 0 && !self.credit_asked {
-            if !self.send(receive, Op::CreditRequest, 0)? {
-                return Ok(Turn::NoRoom);
-            }
-            self.credit_asked = true;
-        }
-        if self.host_shut != self.told_shut {
-            if !self.send(receive, Op::Shutdown, self.host_shut)? {
-                return Ok(Turn::NoRoom);
-            }
-            self.told_shut = self.host_shut;
-            if self.told_shut == SHUTDOWN_BOTH {
-                self.deadline = now.checked_add(CLOSE_TIME);
-            }
-        }
-        if (self.update_due || self.credit.is_news()) && !self.send(receive, Op::CreditUpdate, 0)? {
-            return Ok(Turn::NoRoom);
-        }
-        Ok(Turn::Done)
-    }
-
-    fn header(&mut self, guest_cid: u64, op: Op) -> Header {
-        let Key { host_port, guest_port } = self.key.unwrap_or(Key { host_port: 0, guest_port: 0 });
-        let (buf_alloc, fwd_cnt) = self.credit.tell();
-        self.update_due = false;
-        Header { buf_alloc, fwd_cnt, ..Header::to_guest(guest_cid, host_port, guest_port, op) }
-    }
-
-    /// Sends a packet without data; `false` when there is no room for it.
-    fn send(&mut self, receive: &mut Receive<'_, '_>, op: Op, flags: u32) -> Result<bool, Fault> {
-        let Some(room) = receive.room()? else { return Ok(false) };
-        let header = Header { flags, ..self.header(receive.guest_cid, op) };
-        receive.fill(room, &header)?;
-        Ok(true)
-    }
-
-    /// Reads from the host straight into the guest's buffers, as many as there are at once; `None` when there is none.
-    fn send_data(&mut self, receive: &mut Receive<'_, '_>) -> Result<Option<u64>, Fault> {
-        let most = TURN_BYTES.min(self.credit.room() as usize);
-        let mut rooms: Vec<Room<'_>> = Vec::new();
-        let (mut slices, mut space) = (Vec::new(), 0_usize);
-        while space < most {
-            let Some(mut room) = receive.room()? else { break };
-            let (data, _) = std::mem::take(&mut room.data).split(most.saturating_sub(space));
-            space = space.saturating_add(data.len());
-            slices.extend_from_slice(data.slices());
-            room.data = data;
-            rooms.push(room);
-        }
-        if rooms.is_empty() {
-            return Ok(None);
-        }
-        let result = match &mut self.stream {
-            Some(stream) => stream.read(&slices),
-            None => Err(ErrorKind::NotConnected.into()),
-        };
-        let mut rest = match result {
-            Ok(count @ 1..) => count,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                self.readable = false;
-                0
-            }
-            Ok(_) => {
-                self.host_sends_nothing();
-                0
-            }
-            // The other end is gone, without having taken everything.
-            Err(_) => {
-                self.host_takes_nothing();
-                self.host_sends_nothing();
-                0
-            }
-        };
-        let count = rest as u64;
-        let mut unused = 0_u16;
-        for room in rooms {
-            let len = room.data.len().min(rest);
-            if len == 0 {
-                unused = unused.saturating_add(1);
-                continue;
-            }
-            rest = rest.saturating_sub(len);
-            self.credit.send(len as u32);
-            let header = Header { len: len as u32, ..self.header(receive.guest_cid, Op::Data) };
-            receive.fill(room, &header)?;
-        }
-        receive.put_back(unused);
-        Ok(Some(count))
     }
 }
 
