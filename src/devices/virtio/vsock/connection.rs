@@ -161,6 +161,12 @@ impl<S: Stream> Connection<S> {
         !self.outbox.is_empty()
     }
 
+    /// Bytes that wait for the host's program.
+    #[cfg(test)]
+    pub(super) fn kept(&self) -> u64 {
+        self.outbox.len() as u64
+    }
+
     /// Reads on in a greeting.
     pub(super) fn read_greeting(&mut self) -> Greeting {
         let Some(stream) = &mut self.stream else { return Greeting::Bad };

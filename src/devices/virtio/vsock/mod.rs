@@ -78,6 +78,13 @@ impl Vsock {
     pub fn restored(&self) {
         self.0.transport_reset.store(true, Ordering::Relaxed);
     }
+
+    /// Who serves the queues, from no connection on.
+    fn handler(&self, memory: &GuestMemoryMmap) -> Result<VsockHandler, Fault> {
+        let host = UnixHost::new(Arc::clone(&self.0.listener)).map_err(Fault::Host)?;
+        let muxer = Muxer::new(host, self.0.guest_cid.into(), self.0.limit, Arc::clone(&self.0.counts));
+        Ok(VsockHandler { shared: Arc::clone(&self.0), muxer, memory: memory.clone() })
+    }
 }
 
 impl VirtioDevice for Vsock {
@@ -99,10 +106,7 @@ impl VirtioDevice for Vsock {
     }
 
     fn start(&self, start: Start<'_>) -> Result<Vec<Lane>, Fault> {
-        let host = UnixHost::new(Arc::clone(&self.0.listener)).map_err(Fault::Host)?;
-        let muxer = Muxer::new(host, self.0.guest_cid.into(), self.0.limit, Arc::clone(&self.0.counts));
-        let handler = VsockHandler { shared: Arc::clone(&self.0), muxer, memory: start.memory.clone() };
-        Ok(Lane::all(3, handler))
+        Ok(Lane::all(3, self.handler(start.memory)?))
     }
 
     fn counters(&self) -> Counters {

@@ -395,6 +395,10 @@ impl<H: Host> Muxer<H> {
         if let Some(at) = entry.alarm {
             self.alarms.remove(&(at, id));
         }
+        if entry.in_line {
+            // Else a guest without receive buffers makes the line longer with each connection that comes and goes.
+            self.line.retain(|&other| other != id);
+        }
         if entry.counted {
             self.counts.open.fetch_sub(1, Ordering::Relaxed);
         }
@@ -406,5 +410,34 @@ impl<H: Host> Drop for Muxer<H> {
     fn drop(&mut self) {
         let open = self.entries.values().filter(|entry| entry.counted).count();
         self.counts.open.fetch_sub(open as u64, Ordering::Relaxed);
+    }
+}
+
+/// How much there is of everything, for tests of its bounds.
+#[cfg(test)]
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Size {
+    pub(super) entries: usize,
+    pub(super) ports: usize,
+    pub(super) in_line: usize,
+    pub(super) alarms: usize,
+    pub(super) resets: usize,
+    pub(super) allowed: u64,
+    /// Bytes of the guest that wait for programs.
+    pub(super) kept: u64,
+}
+
+#[cfg(test)]
+impl<H: Host> Muxer<H> {
+    pub(super) fn size(&self) -> Size {
+        Size {
+            entries: self.entries.len(),
+            ports: self.by_ports.len(),
+            in_line: self.line.len(),
+            alarms: self.alarms.len(),
+            resets: self.resets.len(),
+            allowed: self.allowed,
+            kept: self.entries.values().map(|entry| entry.connection.kept()).sum(),
+        }
     }
 }
