@@ -113,7 +113,7 @@ mod tests {
             ("path=v,cid=4294967295", "write 3 to 4294967294"),
             ("path=v,cid=-1", "write 3 to 4294967294"),
             ("path=v,connections=0", "`0` is not a number of connections: write 1 to 65536"),
-            ("path=v,port=5", "there is no key `port`: did you mean `path`?"),
+            ("path=v,paths=5", "there is no key `paths`: did you mean `path`?"),
             ("path=v,cid", "`cid` has no value"),
             (long.as_str(), "has 97 bytes, and at most 96"),
         ] {

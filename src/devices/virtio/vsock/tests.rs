@@ -15,7 +15,7 @@ use vm_memory::GuestAddress;
 use self::pair::{PairHost, Program};
 use super::header::{HEADER_BYTES, Header, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM};
 use super::*;
-use crate::backend::vsock::{HOST_CID, Ready};
+use crate::backend::vsock::HOST_CID;
 use crate::devices::virtio::testing::{DATA, Driver, guest_ram, open_msix, readable, writable};
 
 const CID: u64 = 3;

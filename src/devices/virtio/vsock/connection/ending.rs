@@ -53,6 +53,8 @@ impl<S: Stream> Connection<S> {
             && let Some(stream) = &mut self.stream
         {
             stream.shut_down(Direction::ToGuest);
+            // What it still sends is not read, so its end would not be seen.
+            self.host_sends_nothing();
         }
         if self.guest_shut == SHUTDOWN_BOTH {
             self.stage = Stage::Ending;

@@ -81,7 +81,9 @@ impl<S: Stream> Connection<S> {
             }
             self.credit_asked = true;
         }
-        if self.host_shut != self.told_shut {
+        // While there is more to read, the end of both directions may be near: one packet can tell of both.
+        let reads_on = self.readable && self.may_read() && self.credit.room() > 0;
+        if self.host_shut != self.told_shut && !reads_on {
             if !self.send(receive, Op::Shutdown, self.host_shut)? {
                 return Ok(Turn::NoRoom);
             }

@@ -42,6 +42,8 @@ fn a_guest_that_reads_no_more_is_sent_no_more() {
     test.offer(2);
     test.send(&shutdown(1000, SHUTDOWN_RECEIVE));
     assert!(program.cannot_write());
+    let end = test.got_one().header;
+    assert_eq!((end.op, end.flags), (Op::Shutdown, SHUTDOWN_SEND));
     test.host_does(&program, |program| program.write(b"nobody wants this"));
     assert!(test.got().is_empty());
     test.send_data(&packet(1000, 80, Op::Data), b"but this");
