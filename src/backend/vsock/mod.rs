@@ -88,3 +88,6 @@ pub trait Host {
     /// Whether it also tells when there is room.
     fn watch_room(&mut self, stream: &Self::Stream, id: u64, wanted: bool);
 }
+
+#[cfg(test)]
+mod tests;
