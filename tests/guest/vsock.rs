@@ -7,6 +7,8 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
+
 use super::host::{self, probe_ok, serve};
 use super::steady::Steady;
 use super::vm::{Kernel, Vm};
@@ -75,8 +77,8 @@ fn a_thousand_connections_are_open_at_once_and_none_is_left() {
     let listen = behind(&directory.path().join("vsock"), 1024);
     let server = serve(&["unix-listen", &listen, "--count", "1000"]);
     let script = "probe vsock-echo --port 52 --count 1000 & \
-         probe vsock-connect --port 1024 --connections 1000 --bytes 5000 --seed 1 --half-close; wait; echo ALL DONE";
-    let (vm, path) = start(directory.path(), script);
+         probe vsock-connect --port 1024 --connections 1000 --bytes 5000 --seed 1 --half-close; wait; read line; echo ALL DONE";
+    let (mut vm, path) = start(directory.path(), script);
     let said = server.end();
     assert!(said.contains("echoed connections=1000 peak=1000 bytes=5000000"), "{said}");
 
@@ -86,6 +88,14 @@ fn a_thousand_connections_are_open_at_once_and_none_is_left() {
     let said = probe_ok(&[&to_guest[..], &flow].concat());
     assert!(said.contains("exchanged connections=1000 bytes=5000000 "), "{said}");
     vm.expect("echoed connections=1000 peak=1000 bytes=5000000");
+    vm.await_status("that every connection came to its end", |status| {
+        let counters = &vsock(status)["counters"];
+        let of = |name: &str| counters[name].as_u64().unwrap();
+        assert_eq!((of("connections_refused"), of("connections_broken")), (0, 0));
+        of("connections_open") == 0 && of("connections_total") == 2000
+    });
+    // A guest that powers off takes with it what its kernel has not sent yet.
+    vm.type_line("");
     vm.end().assert_all_done();
 }
 
@@ -111,8 +121,7 @@ fn what_nobody_serves_is_refused_and_what_ends_in_the_middle_is_told() {
     let sudden = say_hello(&path);
     drop(sudden);
     vm.await_status("that no connection is open", |status| {
-        let devices = status["devices"].as_array().unwrap();
-        let vsock = devices.iter().find(|device| device["kind"] == "virtio-vsock").unwrap();
+        let vsock = vsock(status);
         vsock["counters"]["connections_refused"] == 2 && vsock["counters"]["connections_open"] == 0
     });
     vm.type_line("");
@@ -126,6 +135,11 @@ fn what_nobody_serves_is_refused_and_what_ends_in_the_middle_is_told() {
     vm.type_line("");
     vm.end().assert_all_done();
     drop(server);
+}
+
+fn vsock(status: &Value) -> &Value {
+    let devices = status["devices"].as_array().unwrap();
+    devices.iter().find(|device| device["kind"] == "virtio-vsock").unwrap()
 }
 
 /// A connection to the guest's echo that has proved to be one.

@@ -6,6 +6,7 @@ mod hostile;
 mod opening;
 mod pair;
 mod random;
+mod speed;
 mod worker;
 
 use std::time::Duration;
