@@ -200,11 +200,11 @@ impl<H: Host> Muxer<H> {
         }
         let key = Key { host_port: header.dst_port, guest_port: header.src_port };
         let Some(&id) = self.by_ports.get(&key) else {
-            return if header.op == Op::Request {
-                self.open(key, &header)
-            } else {
-                self.answer_with_reset(&header)
-            };
+            match header.op {
+                Op::Request => self.open(key, &header),
+                _ => self.answer_with_reset(&header),
+            }
+            return;
         };
         let Some(entry) = self.entries.get_mut(&id) else { return };
         let was_asked = entry.connection.stage == Stage::Requested;
