@@ -30,6 +30,8 @@ mod memory;
 mod platform;
 #[path = "guest/storage.rs"]
 mod storage;
+#[path = "guest/vsock.rs"]
+mod vsock;
 
 /// What every other test stands on: these guests run on true VT-x.
 #[test]

@@ -72,6 +72,7 @@ fn plan(dir: &Path) -> RunPlan {
         cmdline: CmdlinePlan::Append(String::new()),
         disks: Vec::new(),
         ports: Vec::new(),
+        vsock: None,
         console: ConsoleKind::Virtio,
         watchdog: true,
     };

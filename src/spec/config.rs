@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::disk::DiskConfig;
 use super::error::{Problem, SpecError};
 use super::port::PortConfig;
+use super::vsock::VsockConfig;
 
 /// The socket a VM listens on when nothing else is said.
 pub const DEFAULT_SOCKET: &str = "/run/nestling/nestling.sock";
@@ -91,6 +92,8 @@ pub struct Config {
     pub disk: Vec<Given<DiskConfig>>,
     /// `port`: named character ports, in order.
     pub port: Vec<Given<PortConfig>>,
+    /// `vsock`: streams to programs of the host.
+    pub vsock: Option<Given<VsockConfig>>,
     /// `console`: `virtio` or `serial`.
     pub console: Option<Given<String>>,
     /// `watchdog`: `on` or `off`.
@@ -132,6 +135,7 @@ impl Config {
             memory: over.memory.or(self.memory),
             disk: if over.disk.is_empty() { self.disk } else { over.disk },
             port: if over.port.is_empty() { self.port } else { over.port },
+            vsock: over.vsock.or(self.vsock),
             console: over.console.or(self.console),
             watchdog: over.watchdog.or(self.watchdog),
             balloon: over.balloon.or(self.balloon),

@@ -16,6 +16,7 @@ pub mod port;
 mod resolve;
 mod rng;
 pub mod size;
+pub mod vsock;
 pub mod yaml;
 
 pub mod plan;

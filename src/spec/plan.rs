@@ -45,6 +45,8 @@ pub struct MachinePlan {
     pub disks: Vec<DiskPlan>,
     /// Named character ports.
     pub ports: Vec<PortPlan>,
+    /// Streams between programs of the guest and of the host, if any.
+    pub vsock: Option<VsockPlan>,
     /// Which console the guest gets.
     pub console: ConsoleKind,
     /// Whether the guest gets a watchdog, whose expiry ends the machine.
@@ -210,6 +212,17 @@ pub struct PortPlan {
     pub name: String,
     /// The Unix socket on the host, at most 107 bytes.
     pub path: PathBuf,
+}
+
+/// The virtio-vsock device.
+#[derive(Debug, Clone)]
+pub struct VsockPlan {
+    /// The guest's address, 3 to 2^32 - 2.
+    pub cid: u32,
+    /// The Unix socket the host's programs connect to, at most 96 bytes; those the guest reaches are at `<path>_<port>`.
+    pub path: PathBuf,
+    /// The most connections at the same time.
+    pub connections: u32,
 }
 
 /// The guest's console device.

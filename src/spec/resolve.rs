@@ -9,7 +9,7 @@ use super::error::{Problem, SpecError};
 use super::files::{check_image, check_status_file};
 use super::plan::{AllowBackend, BalloonPlan, CmdlinePlan, ConsoleKind, MachinePlan, RunPlan};
 use super::size::parse_size;
-use super::{balloon, console, port, rng};
+use super::{balloon, console, port, rng, vsock};
 
 /// The most vCPUs a machine has.
 const MAX_CPUS: u8 = 32;
@@ -39,6 +39,7 @@ impl Config {
             cmdline: self.cmdline_plan()?,
             disks: self.disk.iter().map(disk_plan).collect::<Result<_, _>>()?,
             ports: port::plan(&self.port)?,
+            vsock: self.vsock.as_ref().map(vsock::plan).transpose()?,
             console: self.console_kind()?,
             watchdog: self.has_watchdog()?,
             balloon: read(self.balloon.as_ref(), balloon::parse)?.unwrap_or(Some(BalloonPlan::default())),

@@ -13,6 +13,7 @@ use super::disk::{self, DiskConfig, PartitionConfig};
 use super::error::SpecError;
 use super::files::in_words;
 use super::port::{self, PortConfig};
+use super::vsock::{self, VsockConfig};
 
 /// A spec is a page of text; a larger file is something else that was named by mistake.
 const MAX_BYTES: u64 = 1 << 20;
@@ -28,6 +29,7 @@ const KEYS: &[&str] = &[
     "memory",
     "disk",
     "port",
+    "vsock",
     "console",
     "watchdog",
     "balloon",
@@ -54,6 +56,7 @@ struct Document {
     disk: Option<Vec<Spanned<DiskEntry>>>,
     #[serde(alias = "ports")]
     port: Option<Vec<Spanned<PortEntry>>>,
+    vsock: Option<Spanned<VsockConfig>>,
     console: Option<Spanned<String>>,
     watchdog: Option<Spanned<String>>,
     balloon: Option<Spanned<String>>,
@@ -153,6 +156,7 @@ impl Document {
             memory: text(self.memory),
             disk: self.disk.unwrap_or_default().into_iter().map(|disk| disk_config(disk, &file)).collect(),
             port: self.port.unwrap_or_default().into_iter().map(|port| port_config(port, &file)).collect(),
+            vsock: self.vsock.map(|vsock| place(vsock, &file)),
             console: text(self.console),
             watchdog: text(self.watchdog),
             balloon: text(self.balloon),
@@ -211,6 +215,7 @@ fn refuse(file: &Path, error: &YamlError) -> SpecError {
                 () if has("kernel") => KEYS,
                 () if has("label") => &disk::PARTITION_KEYS,
                 () if has("name") => &port::KEYS,
+                () if has("cid") => &vsock::KEYS,
                 () => &disk::KEYS,
             };
             unknown_key(field, keys)

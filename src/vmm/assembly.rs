@@ -11,6 +11,7 @@ use super::vcpu::Buses;
 use super::wiring::KvmWiring;
 use crate::backend::console::{ConsoleHub, ConsoleInput};
 use crate::backend::port::PortSocket;
+use crate::backend::vsock::{VsockListener, raise_descriptor_limit};
 use crate::devices::bus::Bus;
 use crate::devices::pci::host_bridge::HostBridge;
 use crate::devices::pci::root::{MAX_DEVICES, PciRoot};
@@ -23,8 +24,9 @@ use crate::devices::virtio::console::Console;
 use crate::devices::virtio::console::ports::{NamedPort, Ports};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::transport::{BAR_SIZE, Context, VirtioPci};
+use crate::devices::virtio::vsock::Vsock;
 use crate::devices::wiring::Wiring;
-use crate::spec::plan::{BalloonPlan, ConsoleKind, MachinePlan, PortPlan};
+use crate::spec::plan::{BalloonPlan, ConsoleKind, MachinePlan, PortPlan, VsockPlan};
 use crate::status::model::{BootStage, DeviceFacts};
 use crate::x86::layout::{
     PCI_ECAM_SIZE, PCI_ECAM_START, PCI_MMIO_END, PCI_MMIO_START, SERIAL_GSI, SERIAL_PORT,
@@ -53,8 +55,8 @@ impl ConsoleIo {
 
 /// The readable mapping that shows configuration space; the devices' own come after it.
 const ECAM_SLOT: u32 = 0;
-/// Host bridge, console, entropy, balloon.
-const FIXED_DEVICES: usize = 4;
+/// Host bridge, console, vsock, entropy, balloon.
+const FIXED_DEVICES: usize = 5;
 
 /// Every device of one machine.
 pub(super) struct Devices {
@@ -116,6 +118,9 @@ impl Devices {
             ports = Some(Arc::clone(&device));
             devices.push(device);
         }
+        if let Some(vsock) = &plan.vsock {
+            devices.push(vsock_device(vsock)?);
+        }
         let rng = Rng::new(plan.rng.bytes_per_second);
         devices.push(Arc::new(rng.map_err(resource("the entropy device has no timer"))?));
         let balloon = plan.balloon.map(|balloon| new_balloon(balloon, memory)).transpose()?;
@@ -175,6 +180,23 @@ fn new_balloon(plan: BalloonPlan, memory: &GuestMemoryMmap) -> Result<Arc<Balloo
     let BalloonPlan { deflate_on_oom, free_page_reporting } = plan;
     let options = BalloonOptions { deflate_on_oom, free_page_reporting };
     Balloon::new(options, memory).map(Arc::new).map_err(resource("the balloon cannot be set up"))
+}
+
+fn vsock_device(plan: &VsockPlan) -> Result<Arc<Vsock>, MachineError> {
+    // A connection is a descriptor, and the usual soft limit is there for programs that use select(2).
+    match raise_descriptor_limit() {
+        Ok(limit) if limit < u64::from(plan.connections) => {
+            tracing::warn!(
+                limit,
+                connections = plan.connections,
+                "vsock: the limit of open files (ulimit -n) is lower than that of connections; what does not fit is refused"
+            );
+        }
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "vsock: the limit of open files cannot be raised"),
+    }
+    let listener = VsockListener::bind(&plan.path)?;
+    Ok(Arc::new(Vsock::new(plan.cid, plan.connections, listener)))
 }
 
 /// Builds bus 0 with the host bridge and one function per device.

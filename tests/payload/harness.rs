@@ -74,6 +74,7 @@ impl Guest {
             cmdline: CmdlinePlan::Replace(format!("scenario={scenario}")),
             disks: Vec::new(),
             ports: Vec::new(),
+            vsock: None,
             console: ConsoleKind::Serial,
             watchdog: true,
         };

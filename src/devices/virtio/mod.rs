@@ -17,6 +17,7 @@ pub mod rng;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod testing;
 pub mod transport;
+pub mod vsock;
 pub mod worker;
 
 use std::collections::BTreeMap;
