@@ -1,4 +1,7 @@
-//! The host side of a device: disk files, console sinks and sources. No virtqueue, no KVM.
+//! The host side of a device: disk files, taps, console sinks and sources. No virtqueue, no KVM.
 
 pub mod console;
 pub mod disk;
+#[cfg(test)]
+pub(crate) mod netns;
+pub mod tap;
