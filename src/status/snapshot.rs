@@ -20,6 +20,8 @@ pub enum State {
     Booting,
     /// The guest's kernel runs.
     Running,
+    /// vCPUs and devices rest; the guest goes on when it is resumed.
+    Paused,
     /// The machine is being taken down.
     Stopping,
     /// It ended as somebody wished: the guest powered off, or it was stopped from outside.
@@ -30,11 +32,12 @@ pub enum State {
 
 impl State {
     /// Every state, in the order of a life.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Preflight,
         Self::Creating,
         Self::Booting,
         Self::Running,
+        Self::Paused,
         Self::Stopping,
         Self::Stopped,
         Self::Failed,
@@ -48,6 +51,7 @@ impl State {
             Self::Creating => "creating",
             Self::Booting => "booting",
             Self::Running => "running",
+            Self::Paused => "paused",
             Self::Stopping => "stopping",
             Self::Stopped => "stopped",
             Self::Failed => "failed",

@@ -114,6 +114,16 @@ impl Devices {
         self.root.facts().into_iter().chain(platform).collect()
     }
 
+    /// Lets every worker finish what it has begun and rest. The vCPUs rest already.
+    pub(super) fn pause(&self) {
+        self.virtio.iter().for_each(|function| function.pause());
+    }
+
+    /// Lets every worker go on.
+    pub(super) fn resume(&self) {
+        self.virtio.iter().for_each(|function| function.resume());
+    }
+
     /// Stops every worker; disks are flushed.
     pub(super) fn shut_down(&mut self) {
         for function in &self.virtio {

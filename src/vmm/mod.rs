@@ -42,6 +42,7 @@ use crate::boot::cmdline::{self, CmdlineFacts};
 use crate::boot::{self, BootRequest, EntryPoint};
 use crate::spec::plan::{ConsoleKind, MachinePlan};
 use crate::status::model::{MachineEvent, MachineFacts, VcpuFacts};
+use crate::status::operation::{Operation, Refusal};
 use crate::x86::cpuid;
 
 /// One virtual machine.
@@ -119,8 +120,12 @@ impl Machine {
         self.control.listen(events);
         for (id, slot) in self.vcpus.iter_mut().enumerate() {
             let Some(vcpu) = slot.waiting.take() else { continue };
+            self.control.wake_up();
             let thread = std::thread::Builder::new().name(format!("vcpu-{id}")).spawn(move || vcpu.run());
-            slot.thread = Some(thread.map_err(resource("a vCPU has no thread"))?);
+            slot.thread = Some(thread.map_err(|error| {
+                self.control.fall_asleep();
+                resource("a vCPU has no thread")(error)
+            })?);
         }
         Ok(())
     }
@@ -128,9 +133,9 @@ impl Machine {
     /// What the machine looks like now. Cheap enough for a request, not for a loop.
     #[must_use]
     pub fn facts(&self) -> MachineFacts {
-        let mut exits = BTreeMap::new();
+        let (mut exits, paused) = (BTreeMap::new(), self.control.is_pausing());
         let vcpus: Vec<VcpuFacts> =
-            self.vcpus.iter().enumerate().map(|(id, slot)| slot.facts(id as u8)).collect();
+            self.vcpus.iter().enumerate().map(|(id, slot)| slot.facts(id as u8, paused)).collect();
         for (reason, count) in vcpus.iter().flat_map(|vcpu| &vcpu.exits) {
             *exits.entry(reason.clone()).or_insert(0) += count;
         }
@@ -151,15 +156,47 @@ impl Machine {
         if tail.is_empty() { self.last_words.kernel_log() } else { tail }
     }
 
-    /// Stops every vCPU and device worker, flushes the disks, and returns when all threads are gone. Idempotent.
-    pub fn stop(&mut self) {
-        self.control.stop();
-        self.console.cancel();
+    /// Lets every vCPU leave the guest and every device finish what it has begun; returns when all of them rest. Idempotent.
+    /// The clock goes on: the guest finds the time that passed.
+    pub fn pause(&mut self) {
+        self.control.set_pausing(true);
+        self.kick();
+        self.control.wait_for_rest();
+        self.devices.pause();
+    }
+
+    /// Lets devices and vCPUs go on. Idempotent.
+    pub fn resume(&mut self) {
+        self.devices.resume();
+        self.control.set_pausing(false);
+    }
+
+    /// Does what a client asked for.
+    ///
+    /// # Errors
+    /// When the machine has nothing that the operation is about, or the value is not one for it.
+    pub fn carry_out(&mut self, operation: &Operation) -> Result<(), Refusal> {
+        match operation {
+            Operation::Pause => self.pause(),
+            Operation::Resume => self.resume(),
+        }
+        Ok(())
+    }
+
+    /// Makes every vCPU leave the guest.
+    fn kick(&self) {
         for slot in &self.vcpus {
             if let Some(thread) = &slot.thread {
                 slot.kicker.kick(thread);
             }
         }
+    }
+
+    /// Stops every vCPU and device worker, flushes the disks, and returns when all threads are gone. Idempotent.
+    pub fn stop(&mut self) {
+        self.control.stop();
+        self.console.cancel();
+        self.kick();
         for slot in &mut self.vcpus {
             if slot.thread.take().is_some_and(|thread| thread.join().is_err()) {
                 tracing::error!("a vCPU thread panicked");
@@ -182,11 +219,16 @@ impl std::fmt::Debug for Machine {
 }
 
 impl VcpuSlot {
-    fn facts(&self, id: u8) -> VcpuFacts {
-        let running = self.thread.as_ref().is_some_and(|thread| !thread.is_finished());
+    fn facts(&self, id: u8, paused: bool) -> VcpuFacts {
+        let alive = self.thread.as_ref().is_some_and(|thread| !thread.is_finished());
+        let state = match (alive, paused) {
+            (true, false) => "running",
+            (true, true) => "paused",
+            (false, _) => "stopped",
+        };
         VcpuFacts {
             id,
-            state: if running { "running" } else { "stopped" }.into(),
+            state: state.into(),
             exits: self.exits.by_name(),
             last_exit: self.exits.last(),
             kvm_exits_total: self.statistic.as_ref().and_then(ExitStatistic::read),
