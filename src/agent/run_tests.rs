@@ -67,6 +67,7 @@ fn plan(dir: &Path) -> RunPlan {
         initrd: None,
         cmdline: CmdlinePlan::Append(String::new()),
         disks: Vec::new(),
+        nets: Vec::new(),
         console: ConsoleKind::Virtio,
     };
     let (socket, status_file) = (dir.join("n.sock"), Some(dir.join("status.json")));

@@ -11,6 +11,7 @@ use crate::agent::exit::Exit;
 use crate::spec::config::{Config, Given};
 use crate::spec::disk::DiskConfig;
 use crate::spec::error::SpecError;
+use crate::spec::net::NetConfig;
 use crate::spec::plan::RunPlan;
 use crate::spec::yaml;
 use crate::status::clock::Clock;
@@ -78,6 +79,11 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "DISK")]
     disk: Vec<String>,
 
+    /// A network interface, repeatable; the first is the guest's eth0. `tap=NAME`, or `tap` for a new one; then
+    /// `,mac=…`, `,mtu=N`, `,queues=N`, `,fd=N` and `,rx-bytes-per-second=SIZE` (also rx-packets, tx-…) if wanted
+    #[arg(long, value_name = "NET")]
+    net: Vec<String>,
+
     /// The guest's console: virtio (hvc0) or serial (ttyS0) [default: virtio]
     #[arg(long, value_name = "KIND")]
     console: Option<String>,
@@ -134,6 +140,7 @@ impl RunArgs {
             cpus: given("--cpus", self.cpus.as_ref()),
             memory: given("--memory", self.memory.as_ref()),
             disk: self.disk.iter().map(|text| disk(text)).collect::<Result<_, _>>()?,
+            net: self.net.iter().map(|text| net(text)).collect::<Result<_, _>>()?,
             console: given("--console", self.console.as_ref()),
             socket: given("--socket", self.socket.as_ref()),
             status_file: given("--status-file", self.status_file.as_ref()),
@@ -150,4 +157,9 @@ fn given<T: Clone>(flag: &'static str, value: Option<&T>) -> Option<Given<T>> {
 fn disk(text: &str) -> Result<Given<DiskConfig>, SpecError> {
     let disk = DiskConfig::parse(text).map_err(|problem| Given::by_flag("--disk", ()).refuse(problem))?;
     Ok(Given::by_flag("--disk", disk))
+}
+
+fn net(text: &str) -> Result<Given<NetConfig>, SpecError> {
+    let net = NetConfig::parse(text).map_err(|problem| Given::by_flag("--net", ()).refuse(problem))?;
+    Ok(Given::by_flag("--net", net))
 }

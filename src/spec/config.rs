@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::disk::DiskConfig;
 use super::error::{Problem, SpecError};
+use super::net::NetConfig;
 
 /// The socket a VM listens on when nothing else is said.
 pub const DEFAULT_SOCKET: &str = "/run/nestling/nestling.sock";
@@ -88,6 +89,8 @@ pub struct Config {
     pub memory: Option<Given<String>>,
     /// `disk`: block devices, in order.
     pub disk: Vec<Given<DiskConfig>>,
+    /// `net`: network interfaces, in order.
+    pub net: Vec<Given<NetConfig>>,
     /// `console`: `virtio` or `serial`.
     pub console: Option<Given<String>>,
     /// `socket`: the status socket's path.
@@ -101,7 +104,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// This config with everything that `over` says put in its place. Disks are replaced as a whole, and one kind of
+    /// This config with everything that `over` says put in its place. Disks and interfaces are replaced as a whole, and one kind of
     /// command line replaces the other.
     #[must_use]
     pub fn overridden_by(self, over: Self) -> Self {
@@ -120,6 +123,7 @@ impl Config {
             cpus: over.cpus.or(self.cpus),
             memory: over.memory.or(self.memory),
             disk: if over.disk.is_empty() { self.disk } else { over.disk },
+            net: if over.net.is_empty() { self.net } else { over.net },
             console: over.console.or(self.console),
             socket: over.socket.or(self.socket),
             status_file: over.status_file.or(self.status_file),

@@ -170,6 +170,20 @@ pub enum Problem {
         /// What is wrong.
         reason: String,
     },
+    /// A description of a network interface that cannot be read.
+    #[error("`{text}` does not describe a network interface: {reason}, as in tap=tap0,mac=02:00:00:00:00:01")]
+    Net {
+        /// What was written.
+        text: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A network interface that cannot be had.
+    #[error("the network interface cannot be had: {reason}")]
+    NetValue {
+        /// What is wrong, and its mend.
+        reason: String,
+    },
     /// A disk format that is planned.
     #[error("disk format qcow2 is not supported yet: convert the image with `qemu-img convert -O raw`")]
     Qcow2,

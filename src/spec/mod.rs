@@ -9,6 +9,7 @@ pub mod config;
 pub mod disk;
 pub mod error;
 mod files;
+pub mod net;
 mod options;
 mod resolve;
 pub mod size;

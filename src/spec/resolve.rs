@@ -7,7 +7,8 @@ use super::config::{Config, DEFAULT_SOCKET, Given, Origin, choose};
 use super::disk::DiskConfig;
 use super::error::{Problem, SpecError};
 use super::files::{check_disk, check_image, check_status_file};
-use super::plan::{AllowBackend, CmdlinePlan, ConsoleKind, DiskPlan, MachinePlan, RunPlan};
+use super::net::net_plan;
+use super::plan::{AllowBackend, CmdlinePlan, ConsoleKind, DiskPlan, MachinePlan, NetPlan, RunPlan};
 use super::size::parse_size;
 
 /// The most vCPUs a machine has.
@@ -37,6 +38,7 @@ impl Config {
             initrd: self.initrd_path(memory_bytes)?,
             cmdline: self.cmdline_plan()?,
             disks: self.disk.iter().map(disk_plan).collect::<Result<_, _>>()?,
+            nets: self.nets()?,
             console: self.console_kind()?,
         };
         Ok(RunPlan {
@@ -101,6 +103,10 @@ impl Config {
         }
         let command = to_cmdline(&given.value).map_err(|problem| given.refuse(problem))?;
         Ok(format!("{cmdline} {command}").trim_start().to_owned())
+    }
+
+    fn nets(&self) -> Result<Vec<NetPlan>, SpecError> {
+        self.net.iter().enumerate().map(|(index, given)| net_plan(given, index)).collect()
     }
 
     fn console_kind(&self) -> Result<ConsoleKind, SpecError> {

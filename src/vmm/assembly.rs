@@ -10,18 +10,21 @@ use super::vcpu::Buses;
 use super::wiring::KvmWiring;
 use crate::backend::console::{ConsoleInput, ConsoleLog};
 use crate::backend::disk::RawDisk;
+use crate::backend::tap::{Tap, TapSource};
 use crate::devices::bus::Bus;
 use crate::devices::pci::host_bridge::HostBridge;
 use crate::devices::pci::root::{MAX_DEVICES, PciRoot};
 use crate::devices::platform::power::{self, PowerControl, PowerRequest};
 use crate::devices::platform::serial::{self, SerialInput, SerialPort};
+use crate::devices::rate_limit::Rate;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::block::Block;
 use crate::devices::virtio::console::Console;
+use crate::devices::virtio::net::{DirectionRates, Net};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::transport::{BAR_SIZE, Context, VirtioPci};
 use crate::devices::wiring::Wiring;
-use crate::spec::plan::{ConsoleKind, MachinePlan};
+use crate::spec::plan::{ConsoleKind, DirectionPlan, MachinePlan, NetPlan, RatePlan, TapPlan};
 use crate::status::model::{BootStage, DeviceFacts};
 use crate::x86::layout::{
     PCI_ECAM_SIZE, PCI_ECAM_START, PCI_MMIO_END, PCI_MMIO_START, SERIAL_GSI, SERIAL_PORT,
@@ -83,11 +86,15 @@ impl Devices {
             }
         }
         let limit = MAX_DEVICES - FIXED_DEVICES;
-        if plan.disks.len() > limit {
-            return Err(MachineError::TooManyDisks { asked: plan.disks.len(), limit });
+        let asked = plan.disks.len() + plan.nets.len();
+        if asked > limit {
+            return Err(MachineError::TooManyDisks { asked, limit });
         }
         for (index, disk) in plan.disks.iter().enumerate() {
             devices.push(Arc::new(Block::new(RawDisk::open(&disk.path, disk.readonly)?, index)));
+        }
+        for net in &plan.nets {
+            devices.push(Arc::new(network(net)?));
         }
         devices.push(Arc::new(Rng::default()));
 
@@ -133,6 +140,21 @@ impl Devices {
             input.stop();
         }
     }
+}
+
+/// Opens an interface's tap and puts the device on it.
+fn network(plan: &NetPlan) -> Result<Net, MachineError> {
+    let source = match &plan.tap {
+        TapPlan::New => TapSource::New,
+        TapPlan::Named(name) => TapSource::Named(name.clone()),
+        TapPlan::Descriptor(fd) => TapSource::Descriptor(*fd),
+    };
+    let tap = Tap::open(&source, plan.queues, plan.mtu)?;
+    let rate = |plan: RatePlan| Rate { per_second: plan.per_second, burst: plan.burst };
+    let rates =
+        |plan: DirectionPlan| DirectionRates { bytes: plan.bytes.map(rate), frames: plan.packets.map(rate) };
+    Net::new(tap, plan.mac, rates(plan.receive), rates(plan.transmit))
+        .map_err(resource("a network interface has no timer for its limits"))
 }
 
 /// Builds bus 0 with the host bridge and one function per device.

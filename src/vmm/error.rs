@@ -3,6 +3,7 @@
 use std::io;
 
 use crate::backend::disk::DiskError;
+use crate::backend::tap::TapError;
 use crate::boot::BootError;
 use crate::boot::cmdline::CmdlineError;
 use crate::devices::bus::OverlapError;
@@ -35,9 +36,9 @@ pub enum MachineError {
         limit: usize,
     },
     /// More disks than the PCI bus has room for.
-    #[error("{asked} disks do not fit on the PCI bus; at most {limit} do")]
+    #[error("{asked} disks and network interfaces do not fit on the PCI bus; at most {limit} do")]
     TooManyDisks {
-        /// Disks of the plan.
+        /// Disks and network interfaces of the plan.
         asked: usize,
         /// What fits.
         limit: usize,
@@ -45,6 +46,9 @@ pub enum MachineError {
     /// A disk cannot be used.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// A tap cannot be used.
+    #[error(transparent)]
+    Tap(#[from] TapError),
     /// Kernel or initrd cannot be loaded.
     #[error(transparent)]
     Boot(#[from] BootError),

@@ -11,6 +11,7 @@
 pub mod block;
 pub mod common;
 pub mod console;
+pub mod net;
 pub mod queue;
 pub mod rng;
 #[cfg(test)]
