@@ -14,8 +14,8 @@ pub mod console;
 pub mod net;
 pub mod queue;
 pub mod rng;
-#[cfg(test)]
-mod testing;
+#[cfg(any(test, feature = "test-utils"))]
+pub mod testing;
 pub mod transport;
 pub mod worker;
 
