@@ -46,6 +46,7 @@ impl Vm for Scripted {
                 Ok(())
             }
             Operation::Resume => Err(Refusal::Failed("it sleeps on".to_owned())),
+            Operation::SetLink { interface, .. } => Err(Refusal::Bad(format!("no interface {interface}"))),
         }
     }
 

@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand.
 
 mod events;
+mod link;
 mod log;
 mod output;
 mod pause;
@@ -41,6 +42,7 @@ enum Command {
     Events(events::EventsArgs),
     Stop(stop::StopArgs),
     Pause(pause::PauseArgs),
+    Link(link::LinkArgs),
     Resume(pause::ResumeArgs),
 }
 
@@ -84,6 +86,7 @@ impl Command {
             Self::Events(args) => events::run(args).code(),
             Self::Stop(args) => stop::run(args).code(),
             Self::Pause(args) => pause::pause(args).code(),
+            Self::Link(args) => link::run(args).code(),
             Self::Resume(args) => pause::resume(args).code(),
         }
     }

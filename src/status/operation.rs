@@ -11,6 +11,13 @@ pub enum Operation {
     Pause,
     /// They go on.
     Resume,
+    /// The cable of a network interface is plugged in or out.
+    SetLink {
+        /// Which interface, in the order of the spec, from 0.
+        interface: usize,
+        /// Plugged in.
+        up: bool,
+    },
 }
 
 impl Operation {
@@ -19,7 +26,11 @@ impl Operation {
     pub fn denied_in(&self, state: State) -> Option<&'static str> {
         match (self, state) {
             (Self::Pause, State::Running | State::Paused)
-            | (Self::Resume, State::Running | State::Paused) => None,
+            | (Self::Resume, State::Running | State::Paused)
+            | (Self::SetLink { .. }, State::Booting | State::Running | State::Paused) => None,
+            (Self::SetLink { .. }, State::Preflight | State::Creating) => {
+                Some("the machine is not there yet")
+            }
             (Self::Pause | Self::Resume, State::Preflight | State::Creating | State::Booting) => {
                 Some("the guest's kernel has not come up yet")
             }
@@ -55,6 +66,15 @@ pub struct Asked {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cable_is_plugged_while_there_is_a_machine() {
+        for state in State::ALL {
+            let expected = matches!(state, State::Booting | State::Running | State::Paused);
+            let denied = Operation::SetLink { interface: 0, up: false }.denied_in(state);
+            assert_eq!(denied.is_none(), expected, "{state:?}");
+        }
+    }
 
     #[test]
     fn only_a_guest_that_came_up_and_has_not_ended_is_paused_or_resumed() {

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Query, State as Shared};
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State as Shared};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -49,6 +49,8 @@ pub(super) fn router(publisher: Arc<Publisher>, requests: Requests) -> Router {
         .route("/v1/stop", post(request_stop))
         .route("/v1/pause", post(|api| ask_for(api, Operation::Pause)))
         .route("/v1/resume", post(|api| ask_for(api, Operation::Resume)))
+        .route("/v1/net/{interface}/up", post(|api, interface| set_link(api, interface, true)))
+        .route("/v1/net/{interface}/down", post(|api, interface| set_link(api, interface, false)))
         .route("/metrics", get(openmetrics))
         .fallback(|| async { refusal(StatusCode::NOT_FOUND, "there is nothing at this path") })
         .method_not_allowed_fallback(|| async {
@@ -87,6 +89,14 @@ async fn request_stop(Shared(api): Shared<Api>) -> Response {
     }
     let _ = api.requests.stop.try_send(StopRequest); // full: somebody asked before us, and one stop is enough
     answer(StatusCode::ACCEPTED, &json!({ "state": api.publisher.state() }))
+}
+
+/// Plugs the cable of a network interface in or out.
+async fn set_link(api: Shared<Api>, interface: Result<Path<usize>, PathRejection>, up: bool) -> Response {
+    match interface {
+        Ok(Path(interface)) => ask_for(api, Operation::SetLink { interface, up }).await,
+        Err(rejection) => refusal(StatusCode::BAD_REQUEST, &rejection.body_text()),
+    }
 }
 
 /// Has an operation done, and answers with the state when it is.

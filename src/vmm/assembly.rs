@@ -26,6 +26,7 @@ use crate::devices::virtio::transport::{BAR_SIZE, Context, VirtioPci};
 use crate::devices::wiring::Wiring;
 use crate::spec::plan::{ConsoleKind, DirectionPlan, MachinePlan, NetPlan, RatePlan, TapPlan};
 use crate::status::model::{BootStage, DeviceFacts};
+use crate::status::operation::Refusal;
 use crate::x86::layout::{
     PCI_ECAM_SIZE, PCI_ECAM_START, PCI_MMIO_END, PCI_MMIO_START, SERIAL_GSI, SERIAL_PORT,
 };
@@ -50,6 +51,8 @@ pub(super) struct Devices {
     pub(super) buses: Buses,
     root: Arc<PciRoot>,
     virtio: Vec<Arc<VirtioPci>>,
+    /// The network interfaces, in the plan's order.
+    nets: Vec<Arc<Net>>,
     serial_input: Option<SerialInput>,
 }
 
@@ -93,9 +96,9 @@ impl Devices {
         for (index, disk) in plan.disks.iter().enumerate() {
             devices.push(Arc::new(Block::new(RawDisk::open(&disk.path, disk.readonly)?, index)));
         }
-        for net in &plan.nets {
-            devices.push(Arc::new(network(net)?));
-        }
+        let nets: Vec<Arc<Net>> =
+            plan.nets.iter().map(|net| network(net).map(Arc::new)).collect::<Result<_, _>>()?;
+        devices.extend(nets.iter().map(|net| Arc::clone(net) as _));
         devices.push(Arc::new(Rng::default()));
 
         let reach_kernel = move || control.reach(BootStage::Kernel);
@@ -105,7 +108,7 @@ impl Devices {
         mmio.add("pci-window", PCI_MMIO_START, PCI_MMIO_END - PCI_MMIO_START, root.window(PCI_MMIO_START))?;
         mmio.add("pci-ecam", PCI_ECAM_START, PCI_ECAM_SIZE, root.ecam())?;
         let buses = Buses { pio: Arc::new(pio), mmio: Arc::new(mmio) };
-        Ok(Self { buses, root, virtio, serial_input })
+        Ok(Self { buses, root, virtio, nets, serial_input })
     }
 
     /// Facts of the PCI functions in bus order, then of the platform devices that trapped.
@@ -119,6 +122,13 @@ impl Devices {
             ..DeviceFacts::default()
         });
         self.root.facts().into_iter().chain(platform).collect()
+    }
+
+    /// Plugs the cable of an interface in or out.
+    pub(super) fn set_link(&self, interface: usize, up: bool) -> Result<(), Refusal> {
+        let none = || Refusal::Bad(format!("there is no network interface {interface}: they count from 0"));
+        self.nets.get(interface).ok_or_else(none)?.set_link(up);
+        Ok(())
     }
 
     /// Lets every worker finish what it has begun and rest. The vCPUs rest already.

@@ -179,6 +179,7 @@ impl Machine {
         match operation {
             Operation::Pause => self.pause(),
             Operation::Resume => self.resume(),
+            Operation::SetLink { interface, up } => self.devices.set_link(*interface, *up)?,
         }
         Ok(())
     }
