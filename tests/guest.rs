@@ -14,6 +14,8 @@ mod vm;
 
 #[path = "guest/boot.rs"]
 mod boot;
+#[path = "guest/console.rs"]
+mod console;
 #[path = "guest/devices.rs"]
 mod devices;
 #[path = "guest/drivers.rs"]
@@ -22,8 +24,12 @@ mod drivers;
 mod endings;
 #[path = "guest/exits.rs"]
 mod exits;
+#[path = "guest/memory.rs"]
+mod memory;
 #[path = "guest/net.rs"]
 mod net;
+#[path = "guest/platform.rs"]
+mod platform;
 #[path = "guest/storage.rs"]
 mod storage;
 

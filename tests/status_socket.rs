@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use nestling::backend::console::ConsoleHub;
 use nestling::status::client::Client;
 use nestling::status::clock::Clock;
 use nestling::status::model::{BootStage, DeviceFacts, EndReason, MachineFacts, VcpuFacts};
@@ -23,6 +24,7 @@ use tokio::sync::{mpsc, oneshot};
 /// A server on a thread of its own with its own runtime, as in `nestling run`.
 struct Served {
     publisher: Arc<Publisher>,
+    console: Arc<ConsoleHub>,
     socket: PathBuf,
     stops: mpsc::Receiver<StopRequest>,
     finish: Option<oneshot::Sender<()>>,
@@ -62,18 +64,26 @@ fn serve() -> Served {
     let requests = Requests { stop: ask_stop, operations };
     let (finish, finished) = oneshot::channel();
     let (ready, is_ready) = std::sync::mpsc::channel();
+    let output = std::fs::File::create("/dev/null").expect("opens");
+    let console = Arc::new(ConsoleHub::new(output.into(), 4096).expect("console"));
+    let server_console = Arc::clone(&console);
     let (server_publisher, server_socket) = (Arc::clone(&publisher), socket.clone());
     let thread = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
         runtime.block_on(async {
-            let server = Server::start(claim(&server_socket).expect("claim"), server_publisher, requests);
+            let server = Server::start(
+                claim(&server_socket).expect("claim"),
+                server_publisher,
+                requests,
+                server_console,
+            );
             ready.send(()).expect("test waits");
             let _ = finished.await;
             server.finish().await;
         });
     });
     is_ready.recv().expect("server starts");
-    Served { publisher, socket, stops, finish: Some(finish), thread: Some(thread), _dir: dir }
+    Served { publisher, console, socket, stops, finish: Some(finish), thread: Some(thread), _dir: dir }
 }
 
 impl Served {
@@ -356,4 +366,228 @@ fn an_idle_client_delays_the_end_by_a_second_at_most() {
     served.finish();
     assert!(begun.elapsed() < Duration::from_secs(2));
     assert!(!served.socket.exists());
+}
+
+/// Opens an attachment by hand and returns the stream after the switch, with what of it came along.
+fn attach(socket: &Path, query: &str) -> UnixStream {
+    let mut stream = UnixStream::connect(socket).expect("connect");
+    stream.set_read_timeout(Some(Duration::from_secs(10))).expect("timeout");
+    let request = format!(
+        "GET /v1/console/attach{query} HTTP/1.1\r\nhost: x\r\nconnection: Upgrade\r\nupgrade: nestling-console\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).expect("write");
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).expect("a head");
+        head.push(byte[0]);
+    }
+    let head = String::from_utf8(head).expect("text");
+    assert!(head.starts_with("HTTP/1.1 101"), "{head}");
+    assert!(head.contains("upgrade: nestling-console") && head.contains("connection: upgrade"), "{head}");
+    assert!(!head.contains("close"), "{head}");
+    stream
+}
+
+fn read_text(stream: &mut UnixStream, len: usize) -> String {
+    let mut bytes = vec![0; len];
+    stream.read_exact(&mut bytes).expect("enough bytes");
+    String::from_utf8(bytes).expect("text")
+}
+
+/// What clients typed, when at least `len` bytes of it have come.
+fn typed(console: &ConsoleHub, len: usize) -> String {
+    let start = Instant::now();
+    let mut typed = Vec::new();
+    while typed.len() < len {
+        typed.extend(console.input().read(len));
+        assert!(start.elapsed() < Duration::from_secs(10), "only {} bytes came", typed.len());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    String::from_utf8(typed).expect("text")
+}
+
+#[test]
+fn the_console_log_is_replayed_from_any_place() {
+    let served = serve();
+    served.console.write(b"one\r\ntwo\r\nthree\r\n");
+    let log = |query: &str| get(&served.socket, &format!("/v1/console/log{query}"));
+    let (head, body) = log("");
+    assert!(
+        head.contains("nestling-console-first: 0") && head.contains("nestling-console-missed: 0"),
+        "{head}"
+    );
+    assert!(head.contains("application/octet-stream"), "{head}");
+    assert!(body.contains("one\r\ntwo\r\nthree\r\n"), "{body}");
+    let (head, body) = log("?tail=1");
+    assert!(
+        head.contains("nestling-console-first: 10") && body.contains("three") && !body.contains("two"),
+        "{body}"
+    );
+    let (_, body) = log("?since=5");
+    assert!(body.contains("two") && !body.contains("one"), "{body}");
+    served.console.write(&[b'x'; 5000]);
+    let (head, _) = log("?since=17");
+    assert!(head.contains("nestling-console-first: 921"), "{head}");
+    assert!(head.contains("nestling-console-missed: 904"), "{head}");
+    let (head, _) = log("?since=99999999");
+    assert!(head.contains("nestling-console-first: 5017"), "{head}");
+    for query in ["?since=1&tail=1", "?since=x", "?tail=-1", "?follow=maybe", "?color=red"] {
+        let (head, body) = log(query);
+        assert!(head.starts_with("HTTP/1.1 400") && body.contains("error"), "{query}: {head}");
+    }
+}
+
+#[test]
+fn a_follower_gets_what_comes_until_the_console_ends() {
+    let served = serve();
+    served.console.write(b"before\n");
+    let (console, socket) = (Arc::clone(&served.console), served.socket.clone());
+    let (started, has_started) = std::sync::mpsc::channel();
+    let follower = std::thread::spawn(move || {
+        let mut text = Vec::new();
+        let sink = |bytes: &[u8]| {
+            text.extend_from_slice(bytes);
+            let _ = started.send(());
+            Ok(())
+        };
+        let client = Client::new(&socket);
+        on_client(client.console_log(true, None, |missed| assert_eq!(missed, 0), sink)).expect("follows");
+        String::from_utf8(text).expect("text")
+    });
+    has_started.recv().expect("the replay comes");
+    for _ in 0..100 {
+        console.write(b"live\n");
+    }
+    console.close();
+    assert_eq!(follower.join().expect("ends"), format!("before\n{}", "live\n".repeat(100)));
+}
+
+#[test]
+fn an_attached_client_reads_and_types() {
+    let served = serve();
+    served.console.write(b"old\nprompt> ");
+    let mut client = attach(&served.socket, "?tail=1");
+    assert_eq!(read_text(&mut client, 8), "prompt> ");
+    client.write_all(b"ls\r").expect("types");
+    assert_eq!(typed(&served.console, 3), "ls\r");
+    let mut second = attach(&served.socket, "");
+    served.console.write(b"files");
+    assert_eq!(read_text(&mut client, 5), "files");
+    assert_eq!(read_text(&mut second, 5), "files");
+    second.write_all(b"too").expect("types");
+    assert_eq!(typed(&served.console, 3), "too");
+    served.console.close();
+    let mut rest = Vec::new();
+    client.read_to_end(&mut rest).expect("the end comes");
+    assert!(rest.is_empty());
+}
+
+#[test]
+fn a_client_that_types_more_than_the_guest_reads_waits_and_still_sees_output() {
+    let served = serve();
+    let client = attach(&served.socket, "");
+    let mut typist = client.try_clone().expect("clone");
+    let data: String = (0..200_000).map(|n| char::from(b'a' + (n % 26) as u8)).collect();
+    let expected = data.clone();
+    let typing = std::thread::spawn(move || typist.write_all(data.as_bytes()));
+    let mut reader = client;
+    served.console.write(b"meanwhile");
+    assert_eq!(read_text(&mut reader, 9), "meanwhile");
+    assert!(!typing.is_finished(), "the guest takes nothing, so neither do we");
+    assert_eq!(typed(&served.console, expected.len()), expected);
+    typing.join().expect("ends").expect("all was taken");
+}
+
+#[test]
+fn a_client_that_does_not_read_misses_bytes_and_is_told_how_many() {
+    let served = serve();
+    let mut slow = attach(&served.socket, "");
+    served.console.write(b"start");
+    assert_eq!(read_text(&mut slow, 5), "start");
+    let begin = Instant::now();
+    for _ in 0..4096 {
+        served.console.write(&[b'x'; 1024]);
+    }
+    assert!(begin.elapsed() < Duration::from_secs(5), "the guest does not wait for it");
+    served.console.write(b"END");
+    let mut text = String::new();
+    while !text.ends_with("END") {
+        let mut buffer = [0; 65536];
+        let len = slow.read(&mut buffer).expect("more");
+        assert_ne!(len, 0, "it is still attached");
+        text.push_str(std::str::from_utf8(&buffer[..len]).expect("text"));
+    }
+    let missed: u64 = text
+        .split("[nestling: ")
+        .skip(1)
+        .map(|rest| rest.split_once(" bytes").expect("a count").0.parse::<u64>().expect("a number"))
+        .sum();
+    let got = text.matches('x').count() as u64;
+    assert_eq!(missed + got, 4096 * 1024);
+    assert!(missed > 0);
+    assert_eq!(served.console.history().missed(), missed);
+}
+
+#[test]
+fn only_a_client_that_asks_for_the_switch_is_attached() {
+    let served = serve();
+    let (head, body) = get(&served.socket, "/v1/console/attach");
+    assert!(head.starts_with("HTTP/1.1 426") && head.contains("upgrade: nestling-console"), "{head}");
+    assert!(body.contains("upgrade"), "{body}");
+    let other = raw(
+        &served.socket,
+        b"GET /v1/console/attach HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
+    );
+    assert!(other.starts_with("HTTP/1.1 426"), "{other}");
+    let (head, _) = get(&served.socket, "/v1/status");
+    assert!(head.contains("connection: close"), "every other connection ends with its answer: {head}");
+}
+
+#[test]
+fn the_number_of_console_clients_is_bounded_and_places_come_back() {
+    let served = serve();
+    let mut clients: Vec<_> = (0..16).map(|_| attach(&served.socket, "")).collect();
+    let (head, _) = get(&served.socket, "/v1/console/log?follow=true");
+    assert!(head.starts_with("HTTP/1.1 503"), "{head}");
+    clients.pop();
+    let start = Instant::now();
+    while get(&served.socket, "/v1/console/log").0.starts_with("HTTP/1.1 503") {
+        assert!(start.elapsed() < Duration::from_secs(10), "the place does not come back");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(get(&served.socket, "/v1/status").0.starts_with("HTTP/1.1 200"));
+}
+
+#[test]
+fn the_size_of_the_window_is_told() {
+    let served = serve();
+    let size = nestling::backend::console::WindowSize { cols: 132, rows: 43 };
+    on_client(Client::new(&served.socket).resize(size)).expect("told");
+    assert_eq!(served.console.window().size(), Some(size));
+    for body in ["", "{}", "{\"cols\":0,\"rows\":1}", "{\"cols\":70000,\"rows\":1}", "\"80x24\""] {
+        let length = body.len();
+        let request =
+            format!("POST /v1/console/resize HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n{body}");
+        let answer = raw(&served.socket, request.as_bytes());
+        assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("error"), "{body}: {answer}");
+    }
+    let endless = b"POST /v1/console/resize HTTP/1.1\r\nhost: x\r\ncontent-length: 20\r\n\r\n{";
+    let start = Instant::now();
+    let answer = raw(&served.socket, endless);
+    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+    assert!(start.elapsed() < Duration::from_secs(8), "a body that does not come is not waited for");
+    assert_eq!(served.console.window().size(), Some(size));
+}
+
+#[test]
+fn the_end_waits_until_attached_clients_have_the_last_bytes() {
+    let mut served = serve();
+    let mut client = attach(&served.socket, "");
+    served.console.write(b"reboot: Power down\r\n");
+    served.console.close();
+    served.finish();
+    let mut text = String::new();
+    client.read_to_string(&mut text).expect("the end comes");
+    assert_eq!(text, "reboot: Power down\r\n");
 }

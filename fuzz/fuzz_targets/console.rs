@@ -6,7 +6,7 @@ use std::io::Write;
 use std::sync::{Arc, LazyLock, Mutex};
 
 use libfuzzer_sys::fuzz_target;
-use nestling::backend::console::{ConsoleInput, ConsoleLog};
+use nestling::backend::console::{ConsoleHub, ConsoleInput};
 use nestling::devices::virtio::VirtioDevice;
 use nestling::devices::virtio::console::Console;
 use nestling::devices::virtio::testing::script;
@@ -15,8 +15,8 @@ use nestling::devices::virtio::testing::script;
 static CONSOLE: LazyLock<(Arc<dyn VirtioDevice>, Mutex<File>)> = LazyLock::new(|| {
     let screen = File::options().write(true).open("/dev/null").expect("/dev/null");
     let (input, keyboard) = std::io::pipe().expect("a pipe");
-    let log = ConsoleLog::new(screen.into(), |_| {}).expect("a console");
-    let console = Console::new(Arc::new(log), ConsoleInput::new(input.into()));
+    let hub = ConsoleHub::new(screen.into(), 4096).expect("a console");
+    let console = Console::new(Arc::new(hub), ConsoleInput::new(input.into()));
     let keyboard: std::os::fd::OwnedFd = keyboard.into();
     nix::fcntl::fcntl(&keyboard, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK)).expect("fcntl");
     (Arc::new(console), Mutex::new(keyboard.into()))

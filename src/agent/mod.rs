@@ -8,3 +8,4 @@ pub mod lifecycle;
 pub mod run;
 mod signals;
 mod vm;
+mod window;

@@ -13,6 +13,8 @@ use super::life::Life;
 use super::lifecycle::LifeEvent;
 use super::signals::Signals;
 use super::vm::{TimedEvent, Vm, bridge, create};
+use super::window;
+use crate::backend::console::ConsoleHub;
 use crate::spec::plan::RunPlan;
 use crate::status::clock::Clock;
 use crate::status::durable::leave_last_words;
@@ -22,6 +24,7 @@ use crate::status::publisher::Publisher;
 use crate::status::server::{Requests, Server, StopRequest};
 use crate::status::snapshot::{End, State};
 use crate::status::socket::{Claim, claim};
+use crate::vmm::ConsoleIo;
 
 /// Runs the machine of `plan` to its end, in the foreground.
 ///
@@ -32,7 +35,10 @@ pub fn run(plan: &RunPlan, clock: Clock) -> Result<Exit, EndReason> {
     runtime.block_on(async {
         let signals = Signals::listen().map_err(internal)?;
         let claim = claim(&plan.socket).map_err(|error| EndReason::BadInput { detail: error.to_string() })?;
-        Ok(live(plan, clock, claim, signals, create).await)
+        let console = ConsoleIo::of_this_process(plan.console_history).map_err(internal)?;
+        let hub = Arc::clone(&console.hub);
+        window::follow(&hub).map_err(internal)?;
+        Ok(live(plan, clock, claim, signals, hub, move |plan| create(plan, console)).await)
     })
 }
 
@@ -57,17 +63,20 @@ async fn live<M: Vm>(
     clock: Clock,
     claim: Claim,
     mut signals: Signals,
+    console: Arc<ConsoleHub>,
     build: impl FnOnce(&RunPlan) -> Result<M, EndReason> + Send + 'static,
 ) -> Exit {
     let publisher = Arc::new(Publisher::new(clock, (&plan.machine).into(), plan.status_file.clone()));
     let (stop, stop_requests) = mpsc::channel(1);
     let (operations, asked) = mpsc::channel(1);
-    let server = Server::start(claim, Arc::clone(&publisher), Requests { stop, operations });
+    let server =
+        Server::start(claim, Arc::clone(&publisher), Requests { stop, operations }, Arc::clone(&console));
     let mut life = Life::begin(Arc::clone(&publisher));
     let exit = match prepare(plan, &mut life, &publisher, &mut signals, build).await {
         Ok(machine) => Running { machine, life, signals, stop_requests, asked, clock }.see_through().await,
         Err(reason) => life.finish(reason, Vec::new()),
     };
+    console.close();
     server.finish().await;
     exit
 }
@@ -199,6 +208,7 @@ impl<M: Vm> Running<M> {
         match operation {
             Operation::Pause => self.life.step(LifeEvent::Paused),
             Operation::Resume => self.life.step(LifeEvent::Resumed),
+            Operation::SetMemory { .. } => {}
             Operation::SetLink { .. } => {}
         }
     }

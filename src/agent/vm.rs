@@ -11,7 +11,7 @@ use crate::spec::plan::RunPlan;
 use crate::status::clock::{Clock, Moment};
 use crate::status::model::{EndReason, MachineEvent, MachineFacts};
 use crate::status::operation::{Operation, Refusal};
-use crate::vmm::{Machine, MachineError};
+use crate::vmm::{ConsoleIo, Machine, MachineError};
 
 /// A machine as the agent sees it. Tests have one without KVM.
 pub(super) trait Vm: Send + 'static {
@@ -50,8 +50,8 @@ impl Vm for Machine {
 }
 
 /// Builds the machine. A plan that cannot be had is the user's to mend; a KVM that refuses is the node's.
-pub(super) fn create(plan: &RunPlan) -> Result<Machine, EndReason> {
-    Machine::new(&plan.machine).map_err(|error| match &error {
+pub(super) fn create(plan: &RunPlan, console: ConsoleIo) -> Result<Machine, EndReason> {
+    Machine::new(&plan.machine, console).map_err(|error| match &error {
         MachineError::Kvm { .. } => explain(chain(&error), plan.allow_backend),
         error if error.is_bad_input() => EndReason::BadInput { detail: chain(error) },
         error => EndReason::Internal { detail: chain(error) },

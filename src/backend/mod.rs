@@ -4,4 +4,5 @@ pub mod console;
 pub mod disk;
 #[cfg(test)]
 pub(crate) mod netns;
+pub mod port;
 pub mod tap;

@@ -1,8 +1,12 @@
 //! The command line: one file per subcommand.
 
+mod attach;
+mod disk;
 mod events;
 mod link;
 mod log;
+mod logs;
+mod memory;
 mod output;
 mod pause;
 mod preflight;
@@ -19,14 +23,15 @@ use clap::{Args, Parser, Subcommand};
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 
 use crate::agent::exit::Exit;
+use crate::backend::console::terminal;
 use crate::spec::config::DEFAULT_SOCKET;
 use crate::status::client::ClientError;
 use crate::status::clock::Clock;
 
 /// One VM in one pod: boots a guest under KVM inside a container and reports what it is doing.
 ///
-/// `nestling run` stays in the foreground until the guest ends; its exit code says how. The other commands ask a
-/// running instance over its socket.
+/// `nestling run` stays in the foreground until the guest ends; its exit code says how. `preflight` checks
+/// the node and `disk` makes images; the other commands ask a running instance over its socket.
 #[derive(Debug, Parser)]
 #[command(name = "nestling", version, arg_required_else_help = true, max_term_width = 100)]
 struct Cli {
@@ -40,10 +45,14 @@ enum Command {
     Run(Box<run::RunArgs>),
     Status(status::StatusArgs),
     Events(events::EventsArgs),
+    Logs(logs::LogsArgs),
+    Attach(attach::AttachArgs),
     Stop(stop::StopArgs),
     Pause(pause::PauseArgs),
     Link(link::LinkArgs),
     Resume(pause::ResumeArgs),
+    Memory(memory::MemoryArgs),
+    Disk(disk::DiskArgs),
 }
 
 /// Which instance a command talks to.
@@ -84,10 +93,14 @@ impl Command {
             Self::Run(args) => run::run(args, clock).code(),
             Self::Status(args) => status::run(args).code(),
             Self::Events(args) => events::run(args).code(),
+            Self::Logs(args) => logs::run(args).code(),
+            Self::Attach(args) => attach::run(args).code(),
             Self::Stop(args) => stop::run(args).code(),
             Self::Pause(args) => pause::pause(args).code(),
             Self::Link(args) => link::run(args).code(),
             Self::Resume(args) => pause::resume(args).code(),
+            Self::Memory(args) => memory::run(args).code(),
+            Self::Disk(args) => disk::run(args).code(),
         }
     }
 }
@@ -114,6 +127,7 @@ fn explain_usage(error: &clap::Error) -> Exit {
 /// A defect anywhere ends the whole process with the documented code, and not only its thread.
 fn exit_on_panic() {
     std::panic::set_hook(Box::new(|panic| {
+        terminal::restore();
         let place_and_message = panic.to_string().replace('\n', " ");
         output::complain(&format!("internal error: {place_and_message}"));
         std::process::exit(Exit::Internal.code().into());

@@ -13,6 +13,7 @@ use crate::spec::disk::DiskConfig;
 use crate::spec::error::SpecError;
 use crate::spec::net::NetConfig;
 use crate::spec::plan::RunPlan;
+use crate::spec::port::PortConfig;
 use crate::spec::yaml;
 use crate::status::clock::Clock;
 use crate::status::model::EndReason;
@@ -38,8 +39,8 @@ A spec has one key per flag, with the same name:
 The guest's console is on stdout, Nestling's own log on stderr (filter: NESTLING_LOG=debug).
 SIGTERM or SIGINT stops the machine; a second one leaves at once.
 Exit codes: 0 the guest powered off, 130 or 143 stopped, 200 preflight, 201 bad input, 203 guest panic,
-204 guest reset, 205 triple fault, 206 KVM error, 210 internal error. They tell how the VM ended: a command's own exit
-status is on the console, not here.";
+204 guest reset, 205 triple fault, 206 KVM error, 207 watchdog, 210 internal error. They tell how the VM ended: a
+command's own exit status is on the console, not here.";
 
 /// Boot the VM and stay with it until it ends
 #[derive(Debug, Args)]
@@ -74,10 +75,16 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "SIZE|auto")]
     memory: Option<String>,
 
-    /// A disk, repeatable; the first is the guest's vda. FILE, or `path=FILE`; then `,readonly=true` and
-    /// `,format=raw` if wanted
+    /// A disk, repeatable; the first is the guest's vda. FILE, or `path=FILE`, or `partition=LABEL:FILE[:ro]` for each
+    /// partition; then `,readonly=true`, `,format=qcow2`, `,direct=true`, `,serial=S`, `,queues=N`,
+    /// `,cache=writethrough`, `,io=threads`, `,bytes-per-second=50M`, … if wanted: docs/spec.md has them all
     #[arg(long, value_name = "DISK")]
     disk: Vec<String>,
+
+    /// A named character port, repeatable: `name=NAME,path=SOCKET`. The guest has it as /dev/virtio-ports/NAME, the host
+    /// as a Unix socket for one client at a time
+    #[arg(long, value_name = "PORT")]
+    port: Vec<String>,
 
     /// A network interface, repeatable; the first is the guest's eth0. `tap=NAME`, or `tap` for a new one; then
     /// `,mac=…`, `,mtu=N`, `,queues=N`, `,fd=N` and `,rx-bytes-per-second=SIZE` (also rx-packets, tx-…) if wanted
@@ -87,6 +94,21 @@ pub(super) struct RunArgs {
     /// The guest's console: virtio (hvc0) or serial (ttyS0) [default: virtio]
     #[arg(long, value_name = "KIND")]
     console: Option<String>,
+
+    /// The guest's watchdog, which ends the VM when the guest starts it and then falls silent: on or off [default: on]
+    #[arg(long, value_name = "on|off")]
+    watchdog: Option<String>,
+    /// The balloon, by which the host gets free guest memory back: `on` or `off`; then `,deflate-on-oom=on|off` and
+    /// `,free-page-reporting=on|off` if wanted [default: on, both on]
+    #[arg(long, value_name = "on|off")]
+    balloon: Option<String>,
+
+    /// Limit of the entropy device: `bytes-per-second=SIZE` [default: none]
+    #[arg(long, value_name = "LIMIT")]
+    rng: Option<String>,
+    /// Console output that `nestling logs` and `nestling attach` can show again, 4K to 64M [default: 256K]
+    #[arg(long, value_name = "SIZE")]
+    console_history: Option<String>,
 
     /// Where to serve the status [default: /run/nestling/nestling.sock]
     #[arg(long, value_name = "PATH")]
@@ -140,8 +162,13 @@ impl RunArgs {
             cpus: given("--cpus", self.cpus.as_ref()),
             memory: given("--memory", self.memory.as_ref()),
             disk: self.disk.iter().map(|text| disk(text)).collect::<Result<_, _>>()?,
+            port: self.port.iter().map(|text| port(text)).collect::<Result<_, _>>()?,
             net: self.net.iter().map(|text| net(text)).collect::<Result<_, _>>()?,
             console: given("--console", self.console.as_ref()),
+            watchdog: given("--watchdog", self.watchdog.as_ref()),
+            balloon: given("--balloon", self.balloon.as_ref()),
+            rng: given("--rng", self.rng.as_ref()),
+            console_history: given("--console-history", self.console_history.as_ref()),
             socket: given("--socket", self.socket.as_ref()),
             status_file: given("--status-file", self.status_file.as_ref()),
             allow_backend: given("--allow-backend", self.allow_backend.as_ref()),
@@ -157,6 +184,11 @@ fn given<T: Clone>(flag: &'static str, value: Option<&T>) -> Option<Given<T>> {
 fn disk(text: &str) -> Result<Given<DiskConfig>, SpecError> {
     let disk = DiskConfig::parse(text).map_err(|problem| Given::by_flag("--disk", ()).refuse(problem))?;
     Ok(Given::by_flag("--disk", disk))
+}
+
+fn port(text: &str) -> Result<Given<PortConfig>, SpecError> {
+    let port = PortConfig::parse(text).map_err(|problem| Given::by_flag("--port", ()).refuse(problem))?;
+    Ok(Given::by_flag("--port", port))
 }
 
 fn net(text: &str) -> Result<Given<NetConfig>, SpecError> {

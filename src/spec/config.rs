@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::disk::DiskConfig;
 use super::error::{Problem, SpecError};
 use super::net::NetConfig;
+use super::port::PortConfig;
 
 /// The socket a VM listens on when nothing else is said.
 pub const DEFAULT_SOCKET: &str = "/run/nestling/nestling.sock";
@@ -89,10 +90,20 @@ pub struct Config {
     pub memory: Option<Given<String>>,
     /// `disk`: block devices, in order.
     pub disk: Vec<Given<DiskConfig>>,
+    /// `port`: named character ports, in order.
+    pub port: Vec<Given<PortConfig>>,
     /// `net`: network interfaces, in order.
     pub net: Vec<Given<NetConfig>>,
     /// `console`: `virtio` or `serial`.
     pub console: Option<Given<String>>,
+    /// `watchdog`: `on` or `off`.
+    pub watchdog: Option<Given<String>>,
+    /// `balloon`: `on` or `off`, and its keys.
+    pub balloon: Option<Given<String>>,
+    /// `rng`: the entropy device's keys.
+    pub rng: Option<Given<String>>,
+    /// `console-history`: bytes of console output that are kept, as a size.
+    pub console_history: Option<Given<String>>,
     /// `socket`: the status socket's path.
     pub socket: Option<Given<PathBuf>>,
     /// `status-file`: where the status is kept on disk.
@@ -104,7 +115,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// This config with everything that `over` says put in its place. Disks and interfaces are replaced as a whole, and one kind of
+    /// This config with everything that `over` says put in its place. Disks, interfaces and ports are replaced as a whole, and one kind of
     /// command line replaces the other.
     #[must_use]
     pub fn overridden_by(self, over: Self) -> Self {
@@ -123,8 +134,13 @@ impl Config {
             cpus: over.cpus.or(self.cpus),
             memory: over.memory.or(self.memory),
             disk: if over.disk.is_empty() { self.disk } else { over.disk },
+            port: if over.port.is_empty() { self.port } else { over.port },
             net: if over.net.is_empty() { self.net } else { over.net },
             console: over.console.or(self.console),
+            watchdog: over.watchdog.or(self.watchdog),
+            balloon: over.balloon.or(self.balloon),
+            rng: over.rng.or(self.rng),
+            console_history: over.console_history.or(self.console_history),
             socket: over.socket.or(self.socket),
             status_file: over.status_file.or(self.status_file),
             allow_backend: over.allow_backend.or(self.allow_backend),

@@ -65,6 +65,14 @@ pub enum Problem {
         /// What was written.
         text: String,
     },
+    /// A history too short to be of use, or too long to be in our memory.
+    #[error(
+        "{text} of console history is out of range: write 4K to 64M (a number without a unit counts bytes)"
+    )]
+    ConsoleHistory {
+        /// What was written.
+        text: String,
+    },
     /// Less RAM than any guest boots with.
     #[error("{text} is too little memory: the least is 32M (a number without a unit counts bytes)")]
     MemoryTooSmall {
@@ -170,6 +178,34 @@ pub enum Problem {
         /// What is wrong.
         reason: String,
     },
+    /// Another device's description that cannot be read.
+    #[error("`{text}` does not describe {what}: {reason}, as in {example}")]
+    Device {
+        /// What was written.
+        text: String,
+        /// Which device, with its article.
+        what: &'static str,
+        /// What is wrong.
+        reason: String,
+        /// A value that is right.
+        example: &'static str,
+    },
+    /// A value of a disk that cannot be.
+    #[error("the disk{disk}: {reason}")]
+    DiskValue {
+        /// Its path or its partitions, after a space.
+        disk: String,
+        /// What is wrong, with the mend.
+        reason: String,
+    },
+    /// A port description that cannot be used.
+    #[error("`{text}` does not describe a port: {reason}, as in name=agent,path=/run/nestling/agent.sock")]
+    Port {
+        /// What was written.
+        text: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// A description of a network interface that cannot be read.
     #[error("`{text}` does not describe a network interface: {reason}, as in tap=tap0,mac=02:00:00:00:00:01")]
     Net {
@@ -184,9 +220,6 @@ pub enum Problem {
         /// What is wrong, and its mend.
         reason: String,
     },
-    /// A disk format that is planned.
-    #[error("disk format qcow2 is not supported yet: convert the image with `qemu-img convert -O raw`")]
-    Qcow2,
     /// A disk without a single sector.
     #[error("the disk {} has {bytes} bytes and no whole sector: make it larger, for example `truncate -s 1G {}`", path.display(), path.display())]
     DiskEmpty {

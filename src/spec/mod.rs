@@ -4,14 +4,18 @@
 //! the place it was typed at. [`config::Config::resolve`] then checks everything that can be checked before anything
 //! is started, and gives the plan. Nothing below this room checks these values again.
 
+mod balloon;
 mod command;
 pub mod config;
+mod console;
 pub mod disk;
 pub mod error;
 mod files;
 pub mod net;
 mod options;
+pub mod port;
 mod resolve;
+mod rng;
 pub mod size;
 pub mod yaml;
 

@@ -9,16 +9,17 @@ use serde::Deserialize;
 use serde_saphyr::{Error as YamlError, MessageFormatter, Spanned, UserMessageFormatter};
 
 use super::config::{Config, Given, Origin};
-use super::disk::{self, DiskConfig};
+use super::disk::{self, DiskConfig, PartitionConfig};
 use super::error::SpecError;
 use super::files::in_words;
 use super::net::{self, NetConfig};
+use super::port::{self, PortConfig};
 
 /// A spec is a page of text; a larger file is something else that was named by mistake.
 const MAX_BYTES: u64 = 1 << 20;
 
 /// The spec's keys, for spelling hints.
-const KEYS: [&str; 14] = [
+const KEYS: &[&str] = &[
     "kernel",
     "initrd",
     "cmdline",
@@ -27,8 +28,13 @@ const KEYS: [&str; 14] = [
     "cpus",
     "memory",
     "disk",
+    "port",
     "net",
     "console",
+    "watchdog",
+    "balloon",
+    "rng",
+    "console-history",
     "socket",
     "status-file",
     "allow-backend",
@@ -48,8 +54,14 @@ struct Document {
     memory: Option<Spanned<String>>,
     #[serde(alias = "disks")]
     disk: Option<Vec<Spanned<DiskEntry>>>,
+    #[serde(alias = "ports")]
+    port: Option<Vec<Spanned<PortEntry>>>,
     net: Option<Vec<Spanned<NetConfig>>>,
     console: Option<Spanned<String>>,
+    watchdog: Option<Spanned<String>>,
+    balloon: Option<Spanned<String>>,
+    rng: Option<Spanned<String>>,
+    console_history: Option<Spanned<String>>,
     socket: Option<Spanned<String>>,
     status_file: Option<Spanned<String>>,
     allow_backend: Option<Spanned<String>>,
@@ -57,13 +69,41 @@ struct Document {
 }
 
 /// One disk of the list.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct DiskEntry {
+    path: Option<String>,
+    partitions: Option<Vec<PartitionEntry>>,
+    readonly: bool,
+    direct: bool,
+    format: Option<String>,
+    backing: Option<String>,
+    cache: Option<String>,
+    io: Option<String>,
+    serial: Option<String>,
+    queues: Option<String>,
+    bytes_per_second: Option<String>,
+    bytes_burst: Option<String>,
+    ops_per_second: Option<String>,
+    ops_burst: Option<String>,
+}
+
+/// One partition of a disk.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct DiskEntry {
+struct PartitionEntry {
+    label: String,
     path: String,
     #[serde(default)]
     readonly: bool,
-    format: Option<String>,
+}
+
+/// One port of the list.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PortEntry {
+    name: String,
+    path: String,
 }
 
 /// Reads a spec file.
@@ -115,8 +155,13 @@ impl Document {
             cpus: text(self.cpus),
             memory: text(self.memory),
             disk: self.disk.unwrap_or_default().into_iter().map(|disk| disk_config(disk, &file)).collect(),
+            port: self.port.unwrap_or_default().into_iter().map(|port| port_config(port, &file)).collect(),
             net: self.net.unwrap_or_default().into_iter().map(|net| place(net, &file)).collect(),
             console: text(self.console),
+            watchdog: text(self.watchdog),
+            balloon: text(self.balloon),
+            rng: text(self.rng),
+            console_history: text(self.console_history),
             socket: path(self.socket),
             status_file: path(self.status_file),
             allow_backend: text(self.allow_backend),
@@ -126,8 +171,31 @@ impl Document {
 }
 
 fn disk_config(entry: Spanned<DiskEntry>, file: &Arc<Path>) -> Given<DiskConfig> {
-    let Given { value: DiskEntry { path, readonly, format }, origin } = place(entry, file);
-    Given { value: DiskConfig { path: path.into(), readonly, format }, origin }
+    let Given { value: disk, origin } = place(entry, file);
+    let partition =
+        |PartitionEntry { label, path, readonly }| PartitionConfig { label, path: path.into(), readonly };
+    let value = DiskConfig {
+        path: disk.path.unwrap_or_default().into(),
+        partitions: disk.partitions.unwrap_or_default().into_iter().map(partition).collect(),
+        readonly: disk.readonly,
+        direct: disk.direct,
+        format: disk.format,
+        backing: disk.backing,
+        cache: disk.cache,
+        io: disk.io,
+        serial: disk.serial,
+        queues: disk.queues,
+        bytes_per_second: disk.bytes_per_second,
+        bytes_burst: disk.bytes_burst,
+        ops_per_second: disk.ops_per_second,
+        ops_burst: disk.ops_burst,
+    };
+    Given { value, origin }
+}
+
+fn port_config(entry: Spanned<PortEntry>, file: &Arc<Path>) -> Given<PortConfig> {
+    let Given { value: PortEntry { name, path }, origin } = place(entry, file);
+    Given { value: PortConfig { name, path: path.into() }, origin }
 }
 
 fn place<T>(spanned: Spanned<T>, file: &Arc<Path>) -> Given<T> {
@@ -142,10 +210,13 @@ fn refuse(file: &Path, error: &YamlError) -> SpecError {
     let (line, column) = error.location().map_or((1, 1), |place| (place.line(), place.column()));
     let message = match error.without_snippet() {
         YamlError::SerdeUnknownField { field, expected, .. } => {
-            let keys: &[&str] = match expected {
-                keys if keys.contains(&"kernel") => &KEYS,
-                keys if keys.contains(&"mac") => &net::KEYS,
-                _ => &disk::KEYS,
+            let has = |key| expected.contains(&key);
+            let keys: &[&str] = match () {
+                () if has("kernel") => KEYS,
+                () if has("label") => &disk::PARTITION_KEYS,
+                () if has("mac") => &net::KEYS,
+                () if has("name") => &port::KEYS,
+                () => &disk::KEYS,
             };
             unknown_key(field, keys)
         }

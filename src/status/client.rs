@@ -5,15 +5,19 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use axum::body::Bytes;
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
-use hyper::{Method, Request, Response};
+use hyper::header::{self, HeaderName};
+use hyper::upgrade::Upgraded;
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
+use super::console;
 use super::snapshot::Status;
+use crate::backend::console::WindowSize;
 
 /// An instance that does not answer a question within this time is as good as none.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -107,6 +111,15 @@ impl<'a> Client<'a> {
         self.ask(Method::POST, "/v1/resume").await.map(|_| ())
     }
 
+    /// Sets how much of its RAM the guest should do with, written as for `--memory`. The guest gets there in its own time.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn set_memory(&self, target: &str) -> Result<(), ClientError> {
+        let body = serde_json::json!({ "target": target }).to_string();
+        self.ask_with(Method::POST, "/v1/memory", body.into()).await.map(|_| ())
+    }
+
     /// Reads the event log, and with `follow` what comes after it; every piece of text goes to `sink` as it arrives.
     ///
     /// # Errors
@@ -114,11 +127,20 @@ impl<'a> Client<'a> {
     pub async fn events(
         &self,
         follow: bool,
-        mut sink: impl FnMut(&[u8]) -> io::Result<()>,
+        sink: impl FnMut(&[u8]) -> io::Result<()>,
     ) -> Result<(), ClientError> {
         let path = if follow { "/v1/events" } else { "/v1/events?follow=false" };
         let response = self.in_time(self.request(Method::GET, path)).await?;
-        let mut response = self.accepted(response).await?;
+        let response = self.accepted(response).await?;
+        self.pour(response, sink).await
+    }
+
+    /// Every piece of a response's body goes to `sink` as it arrives.
+    async fn pour(
+        &self,
+        mut response: Response<Incoming>,
+        mut sink: impl FnMut(&[u8]) -> io::Result<()>,
+    ) -> Result<(), ClientError> {
         while let Some(frame) = response.frame().await {
             let frame = frame.map_err(|error| self.no_answer(error.to_string()))?;
             if frame.data_ref().is_some_and(|data| sink(data).is_err()) {
@@ -128,10 +150,67 @@ impl<'a> Client<'a> {
         Ok(())
     }
 
+    /// Reads what the guest wrote to its console, the last `tail` lines of it if that is given, and with `follow` what comes
+    /// after it. `on_start` learns how many bytes of the beginning are gone; every piece goes to `sink` as it arrives.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; and an error of `sink` ends the reading as if the console had ended.
+    pub async fn console_log(
+        &self,
+        follow: bool,
+        tail: Option<usize>,
+        on_start: impl FnOnce(u64),
+        sink: impl FnMut(&[u8]) -> io::Result<()>,
+    ) -> Result<(), ClientError> {
+        let tail = tail.map(|lines| format!("&tail={lines}")).unwrap_or_default();
+        let path = format!("/v1/console/log?follow={follow}{tail}");
+        let response = self.in_time(self.request(Method::GET, &path)).await?;
+        let response = self.accepted(response).await?;
+        let missed = response.headers().get(console::MISSED).and_then(|value| value.to_str().ok());
+        on_start(missed.and_then(|missed| missed.parse().ok()).unwrap_or(0));
+        self.pour(response, sink).await
+    }
+
+    /// Attaches to the console: a stream of what the guest writes, from its last `tail` lines on, and of what it is to read.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn attach(&self, tail: usize) -> Result<Upgraded, ClientError> {
+        self.in_time(async {
+            let path = format!("/v1/console/attach?tail={tail}");
+            let switch = [(header::CONNECTION, "upgrade"), (header::UPGRADE, console::PROTOCOL)];
+            let response = self.send(Method::GET, &path, &switch, Bytes::new()).await?;
+            if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                self.accepted(response).await?;
+                return Err(self.no_answer("it does not switch to the console's protocol".to_owned()));
+            }
+            hyper::upgrade::on(response).await.map_err(|error| self.no_answer(error.to_string()))
+        })
+        .await
+    }
+
+    /// Tells the console the size of the terminal that shows it.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn resize(&self, size: WindowSize) -> Result<(), ClientError> {
+        let body = serde_json::to_vec(&size).map_err(|error| self.no_answer(error.to_string()))?;
+        self.in_time(async {
+            let response = self.send(Method::POST, "/v1/console/resize", &[], body.into()).await?;
+            self.accepted(response).await.map(|_| ())
+        })
+        .await
+    }
+
     /// One question, one whole answer, in time.
     async fn ask(&self, method: Method, path: &str) -> Result<Bytes, ClientError> {
+        self.ask_with(method, path, Bytes::new()).await
+    }
+
+    /// The same with a body.
+    async fn ask_with(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ClientError> {
         self.in_time(async {
-            let response = self.request(method, path).await?;
+            let response = self.send(method, path, &[], body).await?;
             self.whole_body(self.accepted(response).await?).await
         })
         .await
@@ -148,17 +227,27 @@ impl<'a> Client<'a> {
     }
 
     async fn request(&self, method: Method, path: &str) -> Result<Response<Incoming>, ClientError> {
+        self.send(method, path, &[], Bytes::new()).await
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(HeaderName, &str)],
+        body: Bytes,
+    ) -> Result<Response<Incoming>, ClientError> {
         let stream = UnixStream::connect(self.socket).await.map_err(|error| self.no_instance(&error))?;
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header("host", "nestling")
-            .body(Empty::<Bytes>::new())
+        let request = Request::builder().method(method).uri(path).header("host", "nestling");
+        let request = headers
+            .iter()
+            .fold(request, |request, (name, value)| request.header(name, *value))
+            .body(Full::new(body))
             .map_err(|error| self.no_answer(error.to_string()))?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| self.no_answer(error.to_string()))?;
-        tokio::spawn(connection);
+        tokio::spawn(connection.with_upgrades());
         sender.send_request(request).await.map_err(|error| self.no_answer(error.to_string()))
     }
 
@@ -189,7 +278,7 @@ impl<'a> Client<'a> {
         ClientError::NoInstance { socket: self.socket.to_owned(), reason }
     }
 
-    fn no_answer(&self, reason: String) -> ClientError {
+    pub(crate) fn no_answer(&self, reason: String) -> ClientError {
         ClientError::NoAnswer { socket: self.socket.to_owned(), reason }
     }
 }

@@ -10,6 +10,7 @@
 
 pub mod client;
 pub mod clock;
+pub mod console;
 pub mod durable;
 mod events;
 mod metrics;

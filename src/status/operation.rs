@@ -11,6 +11,11 @@ pub enum Operation {
     Pause,
     /// They go on.
     Resume,
+    /// The guest should do with so much of its RAM.
+    SetMemory {
+        /// Bytes the guest keeps.
+        target_bytes: u64,
+    },
     /// The cable of a network interface is plugged in or out.
     SetLink {
         /// Which interface, in the order of the spec, from 0.
@@ -27,8 +32,11 @@ impl Operation {
         match (self, state) {
             (Self::Pause, State::Running | State::Paused)
             | (Self::Resume, State::Running | State::Paused)
-            | (Self::SetLink { .. }, State::Booting | State::Running | State::Paused) => None,
-            (Self::SetLink { .. }, State::Preflight | State::Creating) => {
+            | (
+                Self::SetMemory { .. } | Self::SetLink { .. },
+                State::Booting | State::Running | State::Paused,
+            ) => None,
+            (Self::SetMemory { .. } | Self::SetLink { .. }, State::Preflight | State::Creating) => {
                 Some("the machine is not there yet")
             }
             (Self::Pause | Self::Resume, State::Preflight | State::Creating | State::Booting) => {
@@ -83,6 +91,15 @@ mod tests {
             for operation in [Operation::Pause, Operation::Resume] {
                 assert_eq!(operation.denied_in(state).is_none(), expected, "{operation:?} in {state:?}");
             }
+        }
+    }
+
+    #[test]
+    fn memory_is_set_while_there_is_a_machine() {
+        for state in State::ALL {
+            let expected = matches!(state, State::Booting | State::Running | State::Paused);
+            let denied = Operation::SetMemory { target_bytes: 0 }.denied_in(state);
+            assert_eq!(denied.is_none(), expected, "{state:?}");
         }
     }
 }

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::body::Body;
-use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{Path, Query, State as Shared};
+use axum::body::{Body, Bytes};
+use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
+use axum::extract::{DefaultBodyLimit, Path, Query, State as Shared};
 use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::map_response;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde::{Deserialize, Serialize};
@@ -17,9 +18,13 @@ use super::operation::{Asked, Operation, Refusal};
 use super::publisher::Publisher;
 use super::server::{Requests, StopRequest};
 use super::{metrics, stream};
+use crate::spec::size::parse_size;
 
 /// Event streams at one time; each keeps its connection.
 const MAX_STREAMS: usize = 16;
+
+/// The longest body of a request, in bytes.
+const MAX_BODY: usize = 4 << 10;
 
 /// What the routes share.
 #[derive(Debug, Clone)]
@@ -27,6 +32,21 @@ pub(super) struct Api {
     publisher: Arc<Publisher>,
     requests: Requests,
     streams: Arc<Semaphore>,
+}
+
+/// The body of `/v1/memory`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MemoryRequest {
+    target: SizeValue,
+}
+
+/// A size: bytes, or as people write it.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum SizeValue {
+    Bytes(u64),
+    Text(String),
 }
 
 /// The query of `/v1/events`.
@@ -41,14 +61,15 @@ fn yes() -> bool {
     true
 }
 
-/// The router of one VM.
-pub(super) fn router(publisher: Arc<Publisher>, requests: Requests) -> Router {
+/// The router of one VM; `console` has the routes of its console.
+pub(super) fn router(publisher: Arc<Publisher>, requests: Requests, console: Router) -> Router {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/events", get(events))
         .route("/v1/stop", post(request_stop))
         .route("/v1/pause", post(|api| ask_for(api, Operation::Pause)))
         .route("/v1/resume", post(|api| ask_for(api, Operation::Resume)))
+        .route("/v1/memory", post(set_memory).layer(DefaultBodyLimit::max(MAX_BODY)))
         .route("/v1/net/{interface}/up", post(|api, interface| set_link(api, interface, true)))
         .route("/v1/net/{interface}/down", post(|api, interface| set_link(api, interface, false)))
         .route("/metrics", get(openmetrics))
@@ -57,6 +78,16 @@ pub(super) fn router(publisher: Arc<Publisher>, requests: Requests) -> Router {
             refusal(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method")
         })
         .with_state(Api { publisher, requests, streams: Arc::new(Semaphore::new(MAX_STREAMS)) })
+        .merge(console)
+        .layer(map_response(say_last))
+}
+
+/// One connection has one request; only a connection that is switched to another protocol goes on.
+async fn say_last(mut response: Response) -> Response {
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
 }
 
 async fn status(Shared(api): Shared<Api>) -> Response {
@@ -89,6 +120,25 @@ async fn request_stop(Shared(api): Shared<Api>) -> Response {
     }
     let _ = api.requests.stop.try_send(StopRequest); // full: somebody asked before us, and one stop is enough
     answer(StatusCode::ACCEPTED, &json!({ "state": api.publisher.state() }))
+}
+
+/// Sets how much of its RAM the guest should do with: `{"target": "128M"}`, or bytes as a number.
+async fn set_memory(api: Shared<Api>, body: Result<Bytes, BytesRejection>) -> Response {
+    let body = match body {
+        Ok(body) => body,
+        Err(rejection) => return refusal(rejection.status(), &rejection.body_text()),
+    };
+    let target = match serde_json::from_slice::<MemoryRequest>(&body) {
+        Ok(MemoryRequest { target: SizeValue::Bytes(bytes) }) => Some(bytes),
+        Ok(MemoryRequest { target: SizeValue::Text(text) }) => parse_size(&text),
+        Err(_) => None,
+    };
+    match target {
+        Some(target_bytes) => ask_for(api, Operation::SetMemory { target_bytes }).await,
+        None => {
+            refusal(StatusCode::BAD_REQUEST, r#"the body is no target: write for example {"target": "128M"}"#)
+        }
+    }
 }
 
 /// Plugs the cable of a network interface in or out.
@@ -126,14 +176,14 @@ fn code_of(refused: &Refusal) -> StatusCode {
     }
 }
 
-fn answer(code: StatusCode, value: &impl Serialize) -> Response {
+pub(super) fn answer(code: StatusCode, value: &impl Serialize) -> Response {
     match serde_json::to_vec(value) {
         Ok(json) => typed(code, "application/json", json.into()),
         Err(error) => refusal(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
     }
 }
 
-fn refusal(code: StatusCode, message: &str) -> Response {
+pub(super) fn refusal(code: StatusCode, message: &str) -> Response {
     typed(code, "application/json", json!({ "error": message }).to_string().into())
 }
 

@@ -12,11 +12,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
+use super::console;
 use super::operation::Asked;
 use super::patience::Patient;
 use super::publisher::Publisher;
 use super::routes;
 use super::socket::Claim;
+use crate::backend::console::ConsoleHub;
 
 /// Connections served at one time; more are told so and closed.
 const MAX_CONNECTIONS: usize = 64;
@@ -49,6 +51,8 @@ pub struct Requests {
 pub struct Server {
     accepting: JoinHandle<()>,
     connections: Arc<Semaphore>,
+    /// Clients of the console; one that is attached has left its connection behind.
+    console_clients: Arc<Semaphore>,
     draining: watch::Sender<bool>,
     claim: Claim,
 }
@@ -62,14 +66,21 @@ struct Reception {
 }
 
 impl Server {
-    /// Serves `publisher` on the claimed socket; what is asked for goes to `requests`. Must be called inside a tokio
-    /// runtime.
+    /// Serves `publisher` and `console` on the claimed socket; what is asked for goes to `requests`. Must be called inside a
+    /// tokio runtime.
     #[must_use]
-    pub fn start(mut claim: Claim, publisher: Arc<Publisher>, requests: Requests) -> Self {
+    pub fn start(
+        mut claim: Claim,
+        publisher: Arc<Publisher>,
+        requests: Requests,
+        console: Arc<ConsoleHub>,
+    ) -> Self {
+        let console_clients = Arc::new(Semaphore::new(console::MAX_CLIENTS));
+        let console = console::router(console, Arc::clone(&console_clients));
         let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let draining = watch::Sender::new(false);
         let reception = Reception {
-            router: routes::router(publisher, requests),
+            router: routes::router(publisher, requests, console),
             connections: Arc::clone(&connections),
             draining: draining.subscribe(),
         };
@@ -79,15 +90,21 @@ impl Server {
                 accept(&listener, &reception).await;
             }
         });
-        Self { accepting, connections, draining, claim }
+        Self { accepting, connections, console_clients, draining, claim }
     }
 
     /// Stops accepting, lets every open request and stream take its last bytes for a moment, and removes the socket.
     pub async fn finish(self) {
         self.accepting.abort();
         let _ = self.draining.send(true);
-        let everyone = u32::try_from(MAX_CONNECTIONS).unwrap_or(u32::MAX);
-        let _ = timeout(DRAIN_TIMEOUT, self.connections.acquire_many(everyone)).await;
+        let gone = async |places: &Semaphore, all: usize| {
+            let _ = places.acquire_many(u32::try_from(all).unwrap_or(u32::MAX)).await;
+        };
+        let everyone = async {
+            gone(&self.connections, MAX_CONNECTIONS).await;
+            gone(&self.console_clients, console::MAX_CLIENTS).await;
+        };
+        let _ = timeout(DRAIN_TIMEOUT, everyone).await;
         drop(self.claim);
     }
 }
@@ -153,8 +170,8 @@ async fn serve(
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(MAX_HEAD_BYTES)
-        .keep_alive(false)
-        .serve_connection(io, TowerToHyperService::new(router));
+        .serve_connection(io, TowerToHyperService::new(router))
+        .with_upgrades();
     let mut connection = std::pin::pin!(connection);
     let served = tokio::select! {
         served = connection.as_mut() => served,

@@ -1,4 +1,5 @@
-//! One reader of `/v1/events`: the replay, then what comes, until the end or until the reader is too slow.
+//! One reader of something that goes on. Of `/v1/events`: the replay, then what comes, until the end or until the reader is
+//! too slow.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -11,26 +12,38 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::events::{Subscription, lagged_line};
 
-/// Lines that wait for the connection to take them; behind these the reader lags in the event log's own broadcast.
-const LINES_IN_FLIGHT: usize = 16;
+/// Pieces that wait for the connection to take them; behind these the reader lags in whatever it reads.
+const PIECES_IN_FLIGHT: usize = 16;
 
-/// The response body: lines as they come.
+/// The response body: pieces as they come.
 #[derive(Debug)]
-pub(super) struct EventStream {
-    lines: mpsc::Receiver<Bytes>,
+pub(super) struct Stream {
+    pieces: mpsc::Receiver<Bytes>,
 }
 
-/// Starts the stream; `permit` is given back when it ends.
-pub(super) fn follow(subscription: Subscription, follow: bool, permit: OwnedSemaphorePermit) -> EventStream {
-    let (sender, lines) = mpsc::channel(LINES_IN_FLIGHT);
+/// Starts a stream that `feed` fills; `permit` is given back when it ends, or when the reader goes away.
+pub(super) fn start<F>(
+    permit: OwnedSemaphorePermit,
+    feed: impl FnOnce(mpsc::Sender<Bytes>) -> F + Send + 'static,
+) -> Stream
+where
+    F: Future<Output = ()> + Send,
+{
+    let (sender, pieces) = mpsc::channel(PIECES_IN_FLIGHT);
     tokio::spawn(async move {
+        let reader_is_gone = sender.clone();
         tokio::select! {
-            () = feed(subscription, follow, &sender) => {}
-            () = sender.closed() => {}
+            () = feed(sender) => {}
+            () = reader_is_gone.closed() => {}
         }
         drop(permit);
     });
-    EventStream { lines }
+    Stream { pieces }
+}
+
+/// The event log, and with `follow` what comes after it.
+pub(super) fn follow(subscription: Subscription, follow: bool, permit: OwnedSemaphorePermit) -> Stream {
+    start(permit, move |sender| async move { feed(subscription, follow, &sender).await })
 }
 
 /// Sends everything in order. A closed channel means that the reader went away.
@@ -53,7 +66,7 @@ async fn feed(subscription: Subscription, follow: bool, sender: &mpsc::Sender<By
     }
 }
 
-impl HttpBody for EventStream {
+impl HttpBody for Stream {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -61,6 +74,6 @@ impl HttpBody for EventStream {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        self.lines.poll_recv(cx).map(|line| line.map(|line| Ok(Frame::data(line))))
+        self.pieces.poll_recv(cx).map(|piece| piece.map(|piece| Ok(Frame::data(piece))))
     }
 }

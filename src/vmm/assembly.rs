@@ -1,30 +1,35 @@
 //! Which devices a plan means, and where they go.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use super::control::Control;
 use super::error::{MachineError, resource};
+use super::platform::Platform;
 use super::vcpu::Buses;
 use super::wiring::KvmWiring;
-use crate::backend::console::{ConsoleInput, ConsoleLog};
-use crate::backend::disk::RawDisk;
+use crate::backend::console::{ConsoleHub, ConsoleInput};
+use crate::backend::port::PortSocket;
 use crate::backend::tap::{Tap, TapSource};
 use crate::devices::bus::Bus;
 use crate::devices::pci::host_bridge::HostBridge;
 use crate::devices::pci::root::{MAX_DEVICES, PciRoot};
 use crate::devices::platform::power::{self, PowerControl, PowerRequest};
+use crate::devices::platform::pvpanic::PanicEvent;
 use crate::devices::platform::serial::{self, SerialInput, SerialPort};
 use crate::devices::rate_limit::Rate;
 use crate::devices::virtio::VirtioDevice;
-use crate::devices::virtio::block::Block;
+use crate::devices::virtio::balloon::{Balloon, BalloonOptions};
 use crate::devices::virtio::console::Console;
+use crate::devices::virtio::console::ports::{NamedPort, Ports};
 use crate::devices::virtio::net::{DirectionRates, Net};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::transport::{BAR_SIZE, Context, VirtioPci};
 use crate::devices::wiring::Wiring;
-use crate::spec::plan::{ConsoleKind, DirectionPlan, MachinePlan, NetPlan, RatePlan, TapPlan};
+use crate::spec::plan::{
+    BalloonPlan, ConsoleKind, DirectionPlan, MachinePlan, NetPlan, PortPlan, RatePlan, TapPlan,
+};
 use crate::status::model::{BootStage, DeviceFacts};
 use crate::status::operation::Refusal;
 use crate::x86::layout::{
@@ -35,22 +40,36 @@ use vm_memory::GuestMemoryMmap;
 /// Where the console's bytes go and come from.
 #[derive(Debug)]
 pub struct ConsoleIo {
-    /// The guest's output.
-    pub output: OwnedFd,
-    /// The guest's input, if there is any.
+    /// The guest's output, and input from clients.
+    pub hub: Arc<ConsoleHub>,
+    /// More input, if there is any.
     pub input: Option<OwnedFd>,
+}
+
+impl ConsoleIo {
+    /// Our stdout and stdin, with a history of `history_bytes`.
+    ///
+    /// # Errors
+    /// When the kernel has no descriptor left.
+    pub fn of_this_process(history_bytes: usize) -> io::Result<Self> {
+        let hub = ConsoleHub::new(io::stdout().as_fd().try_clone_to_owned()?, history_bytes)?;
+        Ok(Self { hub: Arc::new(hub), input: io::stdin().as_fd().try_clone_to_owned().ok() })
+    }
 }
 
 /// The readable mapping that shows configuration space; the devices' own come after it.
 const ECAM_SLOT: u32 = 0;
-/// Host bridge, console, entropy.
-const FIXED_DEVICES: usize = 3;
+/// Host bridge, console, entropy, balloon.
+const FIXED_DEVICES: usize = 4;
 
 /// Every device of one machine.
 pub(super) struct Devices {
     pub(super) buses: Buses,
     root: Arc<PciRoot>,
     virtio: Vec<Arc<VirtioPci>>,
+    pub(super) platform: Platform,
+    /// The balloon, for a target.
+    pub(super) balloon: Option<Arc<Balloon>>,
     /// The network interfaces, in the plan's order.
     nets: Vec<Arc<Net>>,
     serial_input: Option<SerialInput>,
@@ -62,17 +81,19 @@ pub(super) struct Parts<'a> {
     pub(super) memory: &'a GuestMemoryMmap,
     pub(super) wiring: Arc<KvmWiring>,
     pub(super) control: Arc<Control>,
-    pub(super) console: Arc<ConsoleLog>,
+    pub(super) console: Arc<ConsoleHub>,
     pub(super) input: Option<ConsoleInput>,
+    pub(super) on_panic: Box<dyn Fn(PanicEvent) + Send + Sync>,
     pub(super) on_power: Box<dyn Fn(PowerRequest) + Send + Sync>,
 }
 
 impl Devices {
     /// Builds the plan's devices and puts them on the buses.
     pub(super) fn assemble(parts: Parts<'_>) -> Result<Self, MachineError> {
-        let Parts { plan, memory, wiring, control, console, mut input, on_power } = parts;
+        let Parts { plan, memory, wiring, control, console, mut input, on_panic, on_power } = parts;
         let mut pio = Bus::default();
         pio.add("power", power::FIRST_PORT.into(), power::PORTS, Arc::new(PowerControl::new(on_power)))?;
+        let platform = Platform::assemble(plan, memory, &wiring, &control, on_panic, &mut pio)?;
 
         let mut devices: Vec<Arc<dyn VirtioDevice>> = Vec::new();
         let mut serial_input = None;
@@ -80,26 +101,33 @@ impl Devices {
             ConsoleKind::Virtio => devices.push(Arc::new(Console::new(Arc::clone(&console), input.take()))),
             ConsoleKind::Serial => {
                 let interrupt = wiring.pin(SERIAL_GSI).map_err(resource("the UART gets no interrupt"))?;
-                let port = Arc::new(SerialPort::new(console, interrupt));
+                let port = Arc::new(SerialPort::new(Arc::clone(&console), interrupt));
                 pio.add("serial", SERIAL_PORT.into(), serial::PORTS, Arc::clone(&port) as _)?;
-                let spawn = |input| {
-                    SerialInput::spawn(port, input).map_err(resource("the console has no input thread"))
-                };
-                serial_input = input.map(spawn).transpose()?;
+                let input = SerialInput::spawn(port, console, input.take());
+                serial_input = Some(input.map_err(resource("the console has no input thread"))?);
             }
         }
-        let limit = MAX_DEVICES - FIXED_DEVICES;
+        let limit = MAX_DEVICES - FIXED_DEVICES - usize::from(!plan.ports.is_empty());
         let asked = plan.disks.len() + plan.nets.len();
         if asked > limit {
             return Err(MachineError::TooManyDisks { asked, limit });
         }
         for (index, disk) in plan.disks.iter().enumerate() {
-            devices.push(Arc::new(Block::new(RawDisk::open(&disk.path, disk.readonly)?, index)));
+            devices.push(Arc::new(super::disks::device(disk, index, plan.cpus)?));
         }
         let nets: Vec<Arc<Net>> =
             plan.nets.iter().map(|net| network(net).map(Arc::new)).collect::<Result<_, _>>()?;
         devices.extend(nets.iter().map(|net| Arc::clone(net) as _));
-        devices.push(Arc::new(Rng::default()));
+        if !plan.ports.is_empty() {
+            let listen = |port: &PortPlan| {
+                PortSocket::listen(&port.path).map(|socket| NamedPort { name: port.name.clone(), socket })
+            };
+            devices.push(Arc::new(Ports::new(plan.ports.iter().map(listen).collect::<Result<_, _>>()?)));
+        }
+        let rng = Rng::new(plan.rng.bytes_per_second);
+        devices.push(Arc::new(rng.map_err(resource("the entropy device has no timer"))?));
+        let balloon = plan.balloon.map(|balloon| new_balloon(balloon, memory)).transpose()?;
+        devices.extend(balloon.iter().map(|balloon| Arc::clone(balloon) as _));
 
         let reach_kernel = move || control.reach(BootStage::Kernel);
         let plugged = plug(devices, memory, &wiring, reach_kernel);
@@ -108,7 +136,7 @@ impl Devices {
         mmio.add("pci-window", PCI_MMIO_START, PCI_MMIO_END - PCI_MMIO_START, root.window(PCI_MMIO_START))?;
         mmio.add("pci-ecam", PCI_ECAM_START, PCI_ECAM_SIZE, root.ecam())?;
         let buses = Buses { pio: Arc::new(pio), mmio: Arc::new(mmio) };
-        Ok(Self { buses, root, virtio, nets, serial_input })
+        Ok(Self { buses, root, virtio, nets, platform, balloon, serial_input })
     }
 
     /// Facts of the PCI functions in bus order, then of the platform devices that trapped.
@@ -116,7 +144,7 @@ impl Devices {
         let platform = self.buses.pio.trap_counts().into_iter().map(|trap| DeviceFacts {
             kind: trap.name.into(),
             address: if trap.base == 0 { "port any".into() } else { format!("port {:#x}", trap.base) },
-            state: "active".into(),
+            state: self.platform.state(trap.name).into(),
             trapped_reads: trap.reads,
             trapped_writes: trap.writes,
             ..DeviceFacts::default()
@@ -133,12 +161,14 @@ impl Devices {
 
     /// Lets every worker finish what it has begun and rest. The vCPUs rest already.
     pub(super) fn pause(&self) {
+        self.platform.pause();
         self.virtio.iter().for_each(|function| function.pause());
     }
 
     /// Lets every worker go on.
     pub(super) fn resume(&self) {
         self.virtio.iter().for_each(|function| function.resume());
+        self.platform.resume();
     }
 
     /// Stops every worker; disks are flushed.
@@ -146,10 +176,17 @@ impl Devices {
         for function in &self.virtio {
             function.shut_down();
         }
+        self.platform.shut_down();
         if let Some(input) = self.serial_input.take() {
             input.stop();
         }
     }
+}
+
+fn new_balloon(plan: BalloonPlan, memory: &GuestMemoryMmap) -> Result<Arc<Balloon>, MachineError> {
+    let BalloonPlan { deflate_on_oom, free_page_reporting } = plan;
+    let options = BalloonOptions { deflate_on_oom, free_page_reporting };
+    Balloon::new(options, memory).map(Arc::new).map_err(resource("the balloon cannot be set up"))
 }
 
 /// Opens an interface's tap and puts the device on it.

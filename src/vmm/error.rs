@@ -3,6 +3,7 @@
 use std::io;
 
 use crate::backend::disk::DiskError;
+use crate::backend::port::PortError;
 use crate::backend::tap::TapError;
 use crate::boot::BootError;
 use crate::boot::cmdline::CmdlineError;
@@ -46,6 +47,9 @@ pub enum MachineError {
     /// A disk cannot be used.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// A port's socket cannot be used.
+    #[error(transparent)]
+    Port(#[from] PortError),
     /// A tap cannot be used.
     #[error(transparent)]
     Tap(#[from] TapError),

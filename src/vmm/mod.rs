@@ -4,6 +4,7 @@
 
 mod assembly;
 mod control;
+mod disks;
 mod error;
 pub mod exits;
 mod facts;
@@ -11,14 +12,13 @@ mod hypervisor;
 mod kick;
 mod last_words;
 pub mod memory;
+mod platform;
 mod postmortem;
 mod stats;
 mod vcpu;
 mod wiring;
 
 use std::collections::BTreeMap;
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
@@ -37,11 +37,11 @@ use self::memory::GuestRam;
 use self::stats::ExitStatistic;
 use self::vcpu::Vcpu;
 use self::wiring::KvmWiring;
-use crate::backend::console::{ConsoleInput, ConsoleLog};
+use crate::backend::console::{ConsoleHub, ConsoleInput};
 use crate::boot::cmdline::{self, CmdlineFacts};
 use crate::boot::{self, BootRequest, EntryPoint};
 use crate::spec::plan::{ConsoleKind, MachinePlan};
-use crate::status::model::{MachineEvent, MachineFacts, VcpuFacts};
+use crate::status::model::{MachineEvent, MachineFacts, MemoryFacts, VcpuFacts};
 use crate::status::operation::{Operation, Refusal};
 use crate::x86::cpuid;
 
@@ -52,7 +52,7 @@ pub struct Machine {
     vcpus: Vec<VcpuSlot>,
     devices: Devices,
     control: Arc<Control>,
-    console: Arc<ConsoleLog>,
+    console: Arc<ConsoleHub>,
     last_words: LastWords,
     ram: GuestRam,
 }
@@ -67,23 +67,11 @@ struct VcpuSlot {
 }
 
 impl Machine {
-    /// Builds the machine: RAM, kernel, tables, devices, vCPUs. Nothing runs yet. The console is our stdin and stdout.
+    /// Builds the machine: RAM, kernel, tables, devices, vCPUs. Nothing runs yet.
     ///
     /// # Errors
     /// Anything in the plan that cannot be had here: see [`MachineError`].
-    pub fn new(plan: &MachinePlan) -> Result<Self, MachineError> {
-        let duplicate = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned();
-        let output: OwnedFd =
-            duplicate(io::stdout().as_fd()).map_err(resource("our stdout cannot be the guest's console"))?;
-        let input = duplicate(io::stdin().as_fd()).ok();
-        Self::with_console(plan, ConsoleIo { output, input })
-    }
-
-    /// The same with another console.
-    ///
-    /// # Errors
-    /// As [`Machine::new`].
-    pub fn with_console(plan: &MachinePlan, console_io: ConsoleIo) -> Result<Self, MachineError> {
+    pub fn new(plan: &MachinePlan, console_io: ConsoleIo) -> Result<Self, MachineError> {
         let mib = plan.memory_bytes >> 20;
         let ram = GuestRam::new(plan.memory_bytes).map_err(|source| MachineError::Memory { mib, source })?;
         let (entry, hypervisor) = load_beside_kvm(plan, &ram)?;
@@ -93,17 +81,16 @@ impl Machine {
 
         let control = Arc::new(Control::default());
         let last_words = LastWords::default();
-        let on_line = last_words.line_watcher(Arc::clone(&control));
-        let console =
-            ConsoleLog::new(console_io.output, on_line).map_err(resource("the console cannot be set up"))?;
-        let console = Arc::new(console);
+        let ConsoleIo { hub: console, input } = console_io;
+        console.watch_lines(last_words.line_watcher(Arc::clone(&control)));
         let devices = Devices::assemble(Parts {
             plan,
             memory: ram.memory(),
             wiring: Arc::new(KvmWiring::new(Arc::clone(&hypervisor.vm))),
             control: Arc::clone(&control),
             console: Arc::clone(&console),
-            input: console_io.input.and_then(ConsoleInput::new),
+            on_panic: last_words.panic_listener(Arc::clone(&control), &ram),
+            input: input.and_then(ConsoleInput::new),
             on_power: last_words.power_switch(Arc::clone(&control), &ram),
         })?;
         let vcpus = create_vcpus(&hypervisor, plan.cpus, &entry, &devices, &control)?;
@@ -142,7 +129,10 @@ impl Machine {
         MachineFacts {
             exits_total: exits.values().sum(),
             vcpus,
-            memory: facts::memory(&self.ram.host_range()),
+            memory: MemoryFacts {
+                balloon: self.devices.balloon.as_ref().map(|balloon| balloon.facts()),
+                ..facts::memory(&self.ram.host_range())
+            },
             devices: self.devices.facts(),
             exits,
         }
@@ -179,9 +169,17 @@ impl Machine {
         match operation {
             Operation::Pause => self.pause(),
             Operation::Resume => self.resume(),
+            Operation::SetMemory { target_bytes } => self.set_memory(*target_bytes)?,
             Operation::SetLink { interface, up } => self.devices.set_link(*interface, *up)?,
         }
         Ok(())
+    }
+
+    /// Sets how much of its RAM the guest should do with.
+    fn set_memory(&self, target_bytes: u64) -> Result<(), Refusal> {
+        let none = "the machine has no balloon: it was started with `--balloon off`";
+        let balloon = self.devices.balloon.as_ref().ok_or_else(|| Refusal::Bad(none.to_owned()))?;
+        balloon.set_target(target_bytes).map_err(|error| Refusal::Bad(error.to_string()))
     }
 
     /// Makes every vCPU leave the guest.
@@ -266,6 +264,7 @@ fn load(plan: &MachinePlan, ram: &GuestRam) -> Result<EntryPoint, MachineError> 
         cmdline: &cmdline,
         cpus: plan.cpus,
         serial: plan.console == ConsoleKind::Serial,
+        watchdog: plan.watchdog,
     };
     Ok(boot::load(ram.memory(), &request)?)
 }

@@ -57,7 +57,7 @@ fn packets_cost_no_exit_streams_arrive_and_the_cable_is_seen() {
              probe tcp-send {HOST}:9001 --bytes 33554432 --seed 7; echo SENT; read line; \
              probe tcp-recv --listen 10.77.0.2:9002 --bytes 33554432 --seed 7; echo RECEIVED; read line; \
              for change in down up; do sleep 1; echo CARRIER $(cat /sys/class/net/eth0/carrier); read line; done; \
-             ip link set eth0 promisc on; ip link set eth0 allmulticast on; echo PROMISCUOUS; read line; \
+             ip link set eth0 promisc on; ip link set eth0 promisc off; echo PROMISCUOUS; read line; \
              ip link set eth0 down; rmmod virtio_net; probe load virtio_net; ip addr add 10.77.0.2/24 dev eth0; \
              ip link set eth0 up; probe udp-ping {HOST}:9000 --count 5; echo ALL DONE"
         );

@@ -276,7 +276,7 @@ impl Ended {
 }
 
 /// The command under test.
-fn nestling() -> Command {
+pub(crate) fn nestling() -> Command {
     Command::new(assets().join("bin/nestling"))
 }
 

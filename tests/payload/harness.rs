@@ -10,7 +10,8 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock, RwLock, RwLockReadGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use nestling::spec::plan::{CmdlinePlan, ConsoleKind, DiskPlan, MachinePlan};
+use nestling::backend::console::ConsoleHub;
+use nestling::spec::plan::{BalloonPlan, CmdlinePlan, ConsoleKind, DiskPlan, MachinePlan, RngPlan};
 use nestling::status::model::{DeviceFacts, EndReason, MachineEvent, MachineFacts};
 use nestling::vmm::{ConsoleIo, Machine};
 
@@ -64,14 +65,18 @@ impl Guest {
     /// A guest with one vCPU, 64 MiB, a UART and no disk that runs `scenario`.
     pub(crate) fn new(scenario: &str) -> Self {
         let plan = MachinePlan {
+            balloon: Some(BalloonPlan::default()),
+            rng: RngPlan::default(),
             cpus: 1,
             memory_bytes: 64 * MIB,
             kernel: payload().to_owned(),
             initrd: None,
             cmdline: CmdlinePlan::Replace(format!("scenario={scenario}")),
             disks: Vec::new(),
+            ports: Vec::new(),
             nets: Vec::new(),
             console: ConsoleKind::Serial,
+            watchdog: true,
         };
         Self { plan, input: None }
     }
@@ -89,7 +94,7 @@ impl Guest {
     }
 
     pub(crate) fn disk(mut self, path: &std::path::Path, readonly: bool) -> Self {
-        self.plan.disks.push(DiskPlan { path: path.to_owned(), readonly });
+        self.plan.disks.push(DiskPlan::image(path, readonly));
         self
     }
 
@@ -121,7 +126,8 @@ impl Guest {
         let copy = Arc::clone(&output);
         let reader = std::thread::spawn(move || copy.fill_from(File::from(reader)));
         let input = self.input.map(|input| input.try_clone().unwrap());
-        let mut machine = Machine::with_console(&self.plan, ConsoleIo { output: writer, input }).unwrap();
+        let hub = Arc::new(ConsoleHub::new(writer, 64 << 10).unwrap());
+        let mut machine = Machine::new(&self.plan, ConsoleIo { hub, input }).unwrap();
         let (sender, events): (Sender<MachineEvent>, _) = channel();
         machine.start(sender).unwrap();
         Running { machine, events, output, reader: Some(reader), _shared: None }

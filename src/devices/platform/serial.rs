@@ -10,7 +10,7 @@ use vm_superio::serial::NoEvents;
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::backend::console::{ConsoleInput, ConsoleLog};
+use crate::backend::console::{ConsoleHub, ConsoleInput};
 use crate::devices::bus::BusDevice;
 
 /// Ports in the block.
@@ -28,7 +28,7 @@ impl Trigger for Interrupt {
     }
 }
 
-struct Sink(Arc<ConsoleLog>);
+struct Sink(Arc<ConsoleHub>);
 
 impl Write for Sink {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
@@ -49,7 +49,7 @@ pub struct SerialPort {
 impl SerialPort {
     /// A UART that writes to `console` and raises its interrupt through `interrupt`.
     #[must_use]
-    pub fn new(console: Arc<ConsoleLog>, interrupt: EventFd) -> Self {
+    pub fn new(console: Arc<ConsoleHub>, interrupt: EventFd) -> Self {
         Self { uart: Mutex::new(Serial::new(Interrupt(interrupt), Sink(console))) }
     }
 
@@ -86,12 +86,16 @@ impl SerialInput {
     ///
     /// # Errors
     /// When a thread or a descriptor cannot be had.
-    pub fn spawn(port: Arc<SerialPort>, input: ConsoleInput) -> io::Result<Self> {
+    pub fn spawn(
+        port: Arc<SerialPort>,
+        console: Arc<ConsoleHub>,
+        stdin: Option<ConsoleInput>,
+    ) -> io::Result<Self> {
         let stop = EventFd::new(libc::EFD_NONBLOCK)?;
         let stopped = stop.try_clone()?;
         let thread = std::thread::Builder::new()
             .name("serial-input".into())
-            .spawn(move || feed(&port, input, &stopped))?;
+            .spawn(move || feed(&port, &console, stdin, &stopped))?;
         Ok(Self { thread, stop })
     }
 
@@ -102,25 +106,33 @@ impl SerialInput {
     }
 }
 
-fn feed(port: &SerialPort, mut input: ConsoleInput, stop: &EventFd) {
+fn feed(port: &SerialPort, console: &ConsoleHub, mut stdin: Option<ConsoleInput>, stop: &EventFd) {
     loop {
         let room = port.lock().fifo_capacity();
         let wait = if room == 0 { PollTimeout::from(FULL_FIFO_WAIT_MS) } else { PollTimeout::NONE };
         // SAFETY: `stop` is open for the whole call.
         let stop = unsafe { BorrowedFd::borrow_raw(stop.as_raw_fd()) };
-        let mut fds = [PollFd::new(stop, PollFlags::POLLIN), PollFd::new(input.as_fd(), PollFlags::POLLIN)];
-        // Without room the input is left out: one that hung up would end the wait at once, whatever the interest.
-        let waited = if room == 0 { &mut fds[..1] } else { &mut fds[..] };
-        if poll(waited, wait).is_err_and(|errno| errno != nix::errno::Errno::EINTR) {
+        // Without room the inputs are left out: one that hung up would end the wait at once, whatever the interest.
+        let inputs = stdin.as_ref().map(AsFd::as_fd).into_iter().chain([console.input().as_fd()]);
+        let waited = [stop].into_iter().chain(inputs.filter(|_| room > 0));
+        let mut fds: Vec<_> = waited.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        if poll(&mut fds, wait).is_err_and(|errno| errno != nix::errno::Errno::EINTR) {
             return;
         }
-        let ready = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| !events.is_empty());
-        if ready(&fds[0]) {
+        let is_ready = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| !events.is_empty());
+        if fds.first().is_some_and(is_ready) {
             return;
         }
-        if room > 0 && ready(&fds[1]) {
-            let Some(data) = input.read(room) else { return };
-            let _ = port.lock().enqueue_raw_bytes(&data);
+        if room == 0 {
+            continue;
+        }
+        let _ = port.lock().enqueue_raw_bytes(&console.input().read(room));
+        let room = port.lock().fifo_capacity();
+        if let Some(input) = stdin.as_mut().filter(|_| room > 0) {
+            match input.read(room) {
+                Some(data) => drop(port.lock().enqueue_raw_bytes(&data)),
+                None => stdin = None,
+            }
         }
     }
 }

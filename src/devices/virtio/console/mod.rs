@@ -1,4 +1,7 @@
-//! virtio-console (virtio 1.2 §5.3), one port: the guest's `hvc0`.
+//! virtio-console (virtio 1.2 §5.3): the guest's `hvc0`, with VIRTIO_CONSOLE_F_SIZE and VIRTIO_CONSOLE_F_EMERG_WRITE.
+//! Character ports with names are a function of their own, [`ports`].
+
+pub mod ports;
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -11,7 +14,16 @@ use vm_memory::GuestMemoryMmap;
 
 use super::queue::Queues;
 use super::{Counters, Fault, HostSource, Kind, Lane, Listen, QueueHandler, Start, VirtioDevice};
-use crate::backend::console::{ConsoleInput, ConsoleLog};
+use crate::backend::console::{ConsoleHub, ConsoleInput};
+
+/// VIRTIO_CONSOLE_F_SIZE: `cols` and `rows` are valid (virtio 1.2 §5.3.3).
+const F_SIZE: u64 = 1 << 0;
+/// VIRTIO_CONSOLE_F_EMERG_WRITE: what is written to `emerg_wr` is console output.
+const F_EMERG_WRITE: u64 = 1 << 2;
+/// Where `emerg_wr` is (virtio 1.2 §5.3.4).
+const EMERG_WR: usize = 8;
+/// Both kinds of virtio-console.
+const KIND: Kind = Kind { id: 3, name: "virtio-console", class: [0x07, 0x80] };
 
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
@@ -20,10 +32,17 @@ const INPUT_BYTES: usize = 1024;
 /// More than this in one chain is no console output.
 const MAX_OUTPUT_BYTES: usize = 1 << 20;
 
+/// Host source: what clients type.
+const CLIENTS: usize = 0;
+/// Host source: the size of the window.
+const WINDOW: usize = 1;
+/// Host source: what is typed on our stdin.
+const STDIN: usize = 2;
+
 /// The console device.
 #[derive(Debug)]
 pub struct Console {
-    log: Arc<ConsoleLog>,
+    hub: Arc<ConsoleHub>,
     input: Arc<Mutex<Input>>,
     received: Arc<AtomicU64>,
 }
@@ -31,56 +50,77 @@ pub struct Console {
 /// The host's input, which outlives a reset by the driver.
 #[derive(Debug)]
 struct Input {
-    source: Option<ConsoleInput>,
-    /// The input ended. It stays open, for the worker still has to stop waiting for it.
+    stdin: Option<ConsoleInput>,
+    /// Our stdin ended. It stays open, for the worker still has to stop waiting for it.
     ended: bool,
     /// Input read from the host that the guest has no buffer for yet.
     pending: Vec<u8>,
 }
 
 impl Console {
-    /// A console that writes to `log` and reads from `input`.
+    /// A console that writes to `hub` and reads what clients type there and what comes from `stdin`.
     #[must_use]
-    pub fn new(log: Arc<ConsoleLog>, input: Option<ConsoleInput>) -> Self {
-        let input = Input { source: input, ended: false, pending: Vec::new() };
-        Self { log, input: Arc::new(Mutex::new(input)), received: Arc::default() }
+    pub fn new(hub: Arc<ConsoleHub>, stdin: Option<ConsoleInput>) -> Self {
+        let input = Input { stdin, ended: false, pending: Vec::new() };
+        Self { hub, input: Arc::new(Mutex::new(input)), received: Arc::default() }
     }
 
-    fn handler(&self) -> ConsoleHandler {
+    fn handler(&self, on_resize: impl Fn() + Send + 'static) -> ConsoleHandler {
         ConsoleHandler {
-            log: Arc::clone(&self.log),
+            hub: Arc::clone(&self.hub),
             input: Arc::clone(&self.input),
             received: Arc::clone(&self.received),
+            on_resize: Box::new(on_resize),
         }
     }
 }
 
 impl VirtioDevice for Console {
     fn kind(&self) -> Kind {
-        Kind { id: 3, name: "virtio-console", class: [0x07, 0x80] }
+        KIND
+    }
+
+    fn features(&self) -> u64 {
+        F_SIZE | F_EMERG_WRITE
     }
 
     fn queue_sizes(&self) -> Vec<u16> {
         vec![64, 64]
     }
 
-    /// `cols`, `rows`, `max_nr_ports`, `emerg_wr`: none is offered, so all are zero.
+    /// `cols`, `rows` (0 while nobody has told them), `max_nr_ports` (there is one port), `emerg_wr`.
     fn config(&self) -> Vec<u8> {
-        vec![0; 12]
+        let (cols, rows) = self.hub.window().size().map_or((0, 0), |size| (size.cols, size.rows));
+        let mut config = [cols.to_le_bytes(), rows.to_le_bytes()].concat();
+        config.resize(12, 0);
+        config
     }
 
-    fn start(&self, _start: Start<'_>) -> Result<Vec<Lane>, Fault> {
-        Ok(Lane::all(2, self.handler()))
+    /// A driver may write a character to `emerg_wr` before anything is negotiated. Each costs an exit: it is for a guest
+    /// that has nothing else left.
+    fn write_config(&self, offset: usize, data: &[u8]) {
+        if offset == EMERG_WR && matches!(data.len(), 1 | 2 | 4) {
+            self.hub.write(data.get(..1).unwrap_or_default());
+        }
+    }
+
+    fn start(&self, start: Start<'_>) -> Result<Vec<Lane>, Fault> {
+        let config = (start.features & F_SIZE != 0).then_some(start.config);
+        let on_resize = move || config.iter().for_each(super::transport::ConfigChange::announce);
+        Ok(Lane::all(2, self.handler(on_resize)))
     }
 
     fn counters(&self) -> Counters {
-        let (log, received) = (Arc::clone(&self.log), Arc::clone(&self.received));
+        let (hub, received) = (Arc::clone(&self.hub), Arc::clone(&self.received));
         Box::new(move || {
             let received = received.load(Ordering::Relaxed);
             let mut counters =
-                BTreeMap::from([("bytes_out".into(), log.bytes()), ("bytes_in".into(), received)]);
-            if log.dropped() > 0 {
-                counters.insert("bytes_dropped".into(), log.dropped());
+                BTreeMap::from([("bytes_out".into(), hub.bytes()), ("bytes_in".into(), received)]);
+            for (name, count) in [("bytes_dropped", hub.dropped()), ("bytes_missed", hub.history().missed())]
+            {
+                if count > 0 {
+                    counters.insert(name.into(), count);
+                }
             }
             counters
         })
@@ -88,17 +128,20 @@ impl VirtioDevice for Console {
 }
 
 /// Moves bytes between the rings and the host.
-#[derive(Debug)]
 struct ConsoleHandler {
-    log: Arc<ConsoleLog>,
+    hub: Arc<ConsoleHub>,
     input: Arc<Mutex<Input>>,
     received: Arc<AtomicU64>,
+    on_resize: Box<dyn Fn() + Send>,
 }
 
 impl QueueHandler for ConsoleHandler {
     fn on_queue(&mut self, queues: &mut Queues, index: usize) -> Result<(), Fault> {
         match (index, queues.get(index)) {
-            (TRANSMIT, Some(queue)) => queue.serve(|memory, chain| transmit(&self.log, memory, chain)),
+            (TRANSMIT, Some(queue)) => queue.serve(|memory, chain| {
+                transmit(memory, chain, |bytes| self.hub.write(bytes))?;
+                Ok(0_u32)
+            }),
             // New receive buffers: the worker calls `on_host` next when input is waiting for them.
             _ => Ok(()),
         }
@@ -107,68 +150,106 @@ impl QueueHandler for ConsoleHandler {
     fn host_sources(&self) -> Vec<HostSource> {
         let input = self.input.lock().unwrap_or_else(PoisonError::into_inner);
         let pending = !input.pending.is_empty();
-        let source = input.source.as_ref().filter(|_| !input.ended);
-        source.map(|source| HostSource { fd: source.as_fd().as_raw_fd(), pending }).into_iter().collect()
+        let clients = HostSource { fd: self.hub.input().as_fd().as_raw_fd(), pending };
+        // A driver that starts is told the size, if there is one.
+        let has_size = self.hub.window().size().is_some();
+        let window = HostSource { fd: self.hub.window().as_fd().as_raw_fd(), pending: has_size };
+        let stdin = input.stdin.as_ref().filter(|_| !input.ended);
+        let stdin = stdin.map(|stdin| HostSource { fd: stdin.as_fd().as_raw_fd(), pending });
+        [clients, window].into_iter().chain(stdin).collect()
     }
 
-    fn on_host(&mut self, queues: &mut Queues, _source: usize) -> Result<Listen, Fault> {
+    fn on_host(&mut self, queues: &mut Queues, source: usize) -> Result<Listen, Fault> {
+        if source == WINDOW {
+            self.hub.window().take_change();
+            (self.on_resize)();
+            return Ok(Listen::Yes);
+        }
         let mut input = self.input.lock().unwrap_or_else(PoisonError::into_inner);
-        let Input { source, ended, pending } = &mut *input;
-        let Some(source) = source.as_mut() else { return Ok(Listen::No) };
-        if pending.is_empty() {
-            match source.read(INPUT_BYTES) {
+        let Input { stdin, ended, pending } = &mut *input;
+        if !self.deliver(queues, pending)? {
+            return Ok(Listen::Later);
+        }
+        match (source, stdin) {
+            (CLIENTS, _) => *pending = self.hub.input().read(INPUT_BYTES),
+            (STDIN, Some(stdin)) => match stdin.read(INPUT_BYTES) {
                 Some(data) => *pending = data,
                 None => {
                     *ended = true;
                     return Ok(Listen::No);
                 }
-            }
+            },
+            _ => return Ok(Listen::No),
         }
-        if pending.is_empty() {
-            return Ok(Listen::Yes);
-        }
-        let Some(queue) = queues.get(RECEIVE) else { return Ok(Listen::Later) };
-        while !pending.is_empty() {
-            let mut taken = 0;
-            let served = queue.serve_one(|memory, chain| {
-                taken = receive(pending, memory, chain)?;
-                Ok(taken as u32)
-            })?;
-            self.received.fetch_add(taken as u64, Ordering::Relaxed);
-            pending.drain(..taken);
-            if !served {
-                return Ok(Listen::Later);
-            }
-        }
-        Ok(Listen::Yes)
+        Ok(if self.deliver(queues, pending)? { Listen::Yes } else { Listen::Later })
     }
 }
 
+impl ConsoleHandler {
+    /// Gives the guest what waits for it; `false` when it has no room for all of it.
+    fn deliver(&self, queues: &mut Queues, pending: &mut Vec<u8>) -> Result<bool, Fault> {
+        let delivered = deliver(queues, RECEIVE, pending)?;
+        self.received.fetch_add(delivered, Ordering::Relaxed);
+        Ok(pending.is_empty())
+    }
+}
+
+/// Moves `pending` into the receive buffers of queue `index`, as far as there are any; says how many bytes that were.
+fn deliver(queues: &mut Queues, index: usize, pending: &mut Vec<u8>) -> Result<u64, Fault> {
+    let mut delivered = 0_u64;
+    while !pending.is_empty() {
+        let Some(queue) = queues.get(index) else { break };
+        let mut taken = 0;
+        let served = queue.serve_one(|memory, chain| {
+            taken = receive(pending, memory, chain)?;
+            Ok(taken as u32)
+        })?;
+        pending.drain(..taken);
+        delivered = delivered.saturating_add(taken as u64);
+        if !served {
+            break;
+        }
+    }
+    Ok(delivered)
+}
+
+/// Hands what a transmit chain holds to `sink`.
 fn transmit(
-    log: &ConsoleLog,
     memory: &GuestMemoryMmap,
     chain: DescriptorChain<&GuestMemoryMmap>,
-) -> Result<u32, Fault> {
+    mut sink: impl FnMut(&[u8]),
+) -> Result<(), Fault> {
+    check_whole(&chain)?;
     let mut reader = chain.reader(memory)?;
     if reader.available_bytes() > MAX_OUTPUT_BYTES {
         return Err(Fault::Chain("more than 1 MiB in one console buffer"));
     }
     let mut buffer = [0; 4096];
     while let Ok(len @ 1..) = reader.read(&mut buffer) {
-        log.write(buffer.get(..len).unwrap_or_default());
+        sink(buffer.get(..len).unwrap_or_default());
     }
-    Ok(0)
+    Ok(())
 }
 
+/// Fills a receive chain with as much of `pending` as it takes.
 fn receive(
     pending: &[u8],
     memory: &GuestMemoryMmap,
     chain: DescriptorChain<&GuestMemoryMmap>,
 ) -> Result<usize, Fault> {
+    check_whole(&chain)?;
     let mut writer = chain.writer(memory)?;
     match writer.write(pending) {
         Ok(0) | Err(_) => Err(Fault::Chain("a console receive buffer has no room")),
         Ok(len) => Ok(len),
+    }
+}
+
+/// A chain whose last descriptor still points on leads nowhere: out of the table, in a circle, or into a table in a table.
+fn check_whole(chain: &DescriptorChain<&GuestMemoryMmap>) -> Result<(), Fault> {
+    match chain.clone().last() {
+        Some(last) if !last.has_next() => Ok(()),
+        _ => Err(Fault::Chain("a console chain has no end")),
     }
 }
 
