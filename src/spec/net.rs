@@ -6,7 +6,7 @@ use serde::Deserialize;
 use super::config::Given;
 use super::error::{Problem, SpecError};
 use super::options;
-use super::plan::{NetPlan, RatePlan, TapPlan};
+use super::plan::{NetPlan, RateLimit, TapPlan};
 use super::size::parse_size;
 use crate::spec::plan::DirectionPlan;
 
@@ -56,11 +56,11 @@ pub struct NetConfig {
     pub queues: Option<String>,
     /// A size: bytes the guest receives in a second.
     pub rx_bytes_per_second: Option<String>,
-    /// A size: bytes at once after a quiet time.
+    /// A size: bytes beyond a second of them, saved up in a quiet time.
     pub rx_bytes_burst: Option<String>,
     /// Frames the guest receives in a second.
     pub rx_packets_per_second: Option<String>,
-    /// Frames at once after a quiet time.
+    /// Frames beyond a second of them, saved up in a quiet time.
     pub rx_packets_burst: Option<String>,
     /// The same of what it transmits.
     pub tx_bytes_per_second: Option<String>,
@@ -189,8 +189,8 @@ fn number(
     }
 }
 
-/// A rate and what may be spent at once, which is what a second brings unless it is given.
-fn rate(key: &str, [per_second, burst]: [&Option<String>; 2]) -> Result<Option<RatePlan>, String> {
+/// A rate, and what may be saved up beyond a second of it.
+fn rate(key: &str, [per_second, burst]: [&Option<String>; 2]) -> Result<Option<RateLimit>, String> {
     let read = |text: &Option<String>, part: &str| match text {
         None => Ok(None),
         Some(text) => match parse_size(text) {
@@ -200,7 +200,7 @@ fn rate(key: &str, [per_second, burst]: [&Option<String>; 2]) -> Result<Option<R
     };
     match (read(per_second, "per-second")?, read(burst, "burst")?) {
         (None, None) => Ok(None),
-        (Some(per_second), burst) => Ok(Some(RatePlan { per_second, burst: burst.unwrap_or(per_second) })),
+        (Some(per_second), burst) => Ok(Some(RateLimit { per_second, burst: burst.unwrap_or(0) })),
         (None, Some(_)) => Err(format!("`{key}-burst` needs `{key}-per-second`")),
     }
 }
@@ -268,9 +268,9 @@ mod tests {
                     tx-packets-per-second=500";
         let plan = plan(text).unwrap();
         assert_eq!((plan.mac, plan.mtu, plan.queues), ([2, 0, 0, 0xaa, 0, 1], Some(9000), 4));
-        let receive = RatePlan { per_second: 10 << 20, burst: 1 << 20 };
+        let receive = RateLimit { per_second: 10 << 20, burst: 1 << 20 };
         assert_eq!(plan.receive, DirectionPlan { bytes: Some(receive), packets: None });
-        let transmit = RatePlan { per_second: 500, burst: 500 };
+        let transmit = RateLimit { per_second: 500, burst: 0 };
         assert_eq!(plan.transmit, DirectionPlan { bytes: None, packets: Some(transmit) });
         let mut net = NetConfig::default();
         assert!(KEYS.iter().all(|key| net.place(key).is_some()));

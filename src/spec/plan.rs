@@ -246,18 +246,9 @@ pub enum TapPlan {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct DirectionPlan {
     /// Bytes of frames.
-    pub bytes: Option<RatePlan>,
+    pub bytes: Option<RateLimit>,
     /// Frames.
-    pub packets: Option<RatePlan>,
-}
-
-/// A rate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RatePlan {
-    /// In a second, at least 1.
-    pub per_second: u64,
-    /// At once after a quiet time, at least 1.
-    pub burst: u64,
+    pub packets: Option<RateLimit>,
 }
 
 /// The guest's console device.

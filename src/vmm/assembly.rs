@@ -28,7 +28,7 @@ use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::transport::{BAR_SIZE, Context, VirtioPci};
 use crate::devices::wiring::Wiring;
 use crate::spec::plan::{
-    BalloonPlan, ConsoleKind, DirectionPlan, MachinePlan, NetPlan, PortPlan, RatePlan, TapPlan,
+    BalloonPlan, ConsoleKind, DirectionPlan, MachinePlan, NetPlan, PortPlan, RateLimit, TapPlan,
 };
 use crate::status::model::{BootStage, DeviceFacts};
 use crate::status::operation::Refusal;
@@ -197,7 +197,10 @@ fn network(plan: &NetPlan) -> Result<Net, MachineError> {
         TapPlan::Descriptor(fd) => TapSource::Descriptor(*fd),
     };
     let tap = Tap::open(&source, plan.queues, plan.mtu)?;
-    let rate = |plan: RatePlan| Rate { per_second: plan.per_second, burst: plan.burst };
+    let rate = |plan: RateLimit| Rate {
+        per_second: plan.per_second,
+        burst: plan.per_second.saturating_add(plan.burst),
+    };
     let rates =
         |plan: DirectionPlan| DirectionRates { bytes: plan.bytes.map(rate), frames: plan.packets.map(rate) };
     Net::new(tap, plan.mac, rates(plan.receive), rates(plan.transmit))
