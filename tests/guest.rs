@@ -26,6 +26,8 @@ mod endings;
 mod exits;
 #[path = "guest/memory.rs"]
 mod memory;
+#[path = "guest/net.rs"]
+mod net;
 #[path = "guest/platform.rs"]
 mod platform;
 #[path = "guest/storage.rs"]

@@ -209,6 +209,7 @@ impl<M: Vm> Running<M> {
             Operation::Pause => self.life.step(LifeEvent::Paused),
             Operation::Resume => self.life.step(LifeEvent::Resumed),
             Operation::SetMemory { .. } => {}
+            Operation::SetLink { .. } => {}
         }
     }
 

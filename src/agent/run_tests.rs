@@ -48,6 +48,7 @@ impl Vm for Scripted {
             Operation::Resume => Err(Refusal::Failed("it sleeps on".to_owned())),
             Operation::SetMemory { target_bytes: 0 } => Err(Refusal::Bad("that is too little".to_owned())),
             Operation::SetMemory { .. } => Ok(()),
+            Operation::SetLink { interface, .. } => Err(Refusal::Bad(format!("no interface {interface}"))),
         }
     }
 
@@ -73,6 +74,7 @@ fn plan(dir: &Path) -> RunPlan {
         disks: Vec::new(),
         ports: Vec::new(),
         vsock: None,
+        nets: Vec::new(),
         console: ConsoleKind::Virtio,
         watchdog: true,
     };

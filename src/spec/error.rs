@@ -214,6 +214,14 @@ pub enum Problem {
         /// What is wrong.
         reason: String,
     },
+    /// A description of a network interface that cannot be read.
+    #[error("`{text}` does not describe a network interface: {reason}, as in tap=tap0,mac=02:00:00:00:00:01")]
+    Net {
+        /// What was written.
+        text: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// A number that a vsock device cannot have.
     #[error("`{text}` is not {what}: write {least} to {most}")]
     VsockNumber {
@@ -236,6 +244,12 @@ pub enum Problem {
         path: PathBuf,
         /// Its length.
         length: usize,
+    },
+    /// A network interface that cannot be had.
+    #[error("the network interface cannot be had: {reason}")]
+    NetValue {
+        /// What is wrong, and its mend.
+        reason: String,
     },
     /// A disk without a single sector.
     #[error("the disk {} has {bytes} bytes and no whole sector: make it larger, for example `truncate -s 1G {}`", path.display(), path.display())]

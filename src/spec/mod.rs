@@ -11,6 +11,7 @@ mod console;
 pub mod disk;
 pub mod error;
 mod files;
+pub mod net;
 mod options;
 pub mod port;
 mod resolve;

@@ -47,6 +47,8 @@ pub struct MachinePlan {
     pub ports: Vec<PortPlan>,
     /// Streams between programs of the guest and of the host, if any.
     pub vsock: Option<VsockPlan>,
+    /// Network interfaces in the order they were written: the first is the guest's `eth0`.
+    pub nets: Vec<NetPlan>,
     /// Which console the guest gets.
     pub console: ConsoleKind,
     /// Whether the guest gets a watchdog, whose expiry ends the machine.
@@ -223,6 +225,43 @@ pub struct VsockPlan {
     pub path: PathBuf,
     /// The most connections at the same time.
     pub connections: u32,
+}
+
+/// One virtio-net device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetPlan {
+    /// The host's end.
+    pub tap: TapPlan,
+    /// The guest's address: of one machine, not a group.
+    pub mac: [u8; 6],
+    /// The MTU to set; `None` takes the tap's.
+    pub mtu: Option<u16>,
+    /// Queue pairs, 1 to 32.
+    pub queues: u16,
+    /// What the guest may receive.
+    pub receive: DirectionPlan,
+    /// What it may transmit.
+    pub transmit: DirectionPlan,
+}
+
+/// Which tap an interface is connected to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TapPlan {
+    /// A new one.
+    New,
+    /// The one of this name, which is made if it is not there.
+    Named(String),
+    /// An inherited descriptor.
+    Descriptor(i32),
+}
+
+/// How much may pass in one direction.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DirectionPlan {
+    /// Bytes of frames.
+    pub bytes: Option<RateLimit>,
+    /// Frames.
+    pub packets: Option<RateLimit>,
 }
 
 /// The guest's console device.

@@ -12,6 +12,7 @@ use super::config::{Config, Given, Origin};
 use super::disk::{self, DiskConfig, PartitionConfig};
 use super::error::SpecError;
 use super::files::in_words;
+use super::net::{self, NetConfig};
 use super::port::{self, PortConfig};
 use super::vsock::{self, VsockConfig};
 
@@ -30,6 +31,7 @@ const KEYS: &[&str] = &[
     "disk",
     "port",
     "vsock",
+    "net",
     "console",
     "watchdog",
     "balloon",
@@ -57,6 +59,7 @@ struct Document {
     #[serde(alias = "ports")]
     port: Option<Vec<Spanned<PortEntry>>>,
     vsock: Option<Spanned<VsockConfig>>,
+    net: Option<Vec<Spanned<NetConfig>>>,
     console: Option<Spanned<String>>,
     watchdog: Option<Spanned<String>>,
     balloon: Option<Spanned<String>>,
@@ -157,6 +160,7 @@ impl Document {
             disk: self.disk.unwrap_or_default().into_iter().map(|disk| disk_config(disk, &file)).collect(),
             port: self.port.unwrap_or_default().into_iter().map(|port| port_config(port, &file)).collect(),
             vsock: self.vsock.map(|vsock| place(vsock, &file)),
+            net: self.net.unwrap_or_default().into_iter().map(|net| place(net, &file)).collect(),
             console: text(self.console),
             watchdog: text(self.watchdog),
             balloon: text(self.balloon),
@@ -214,6 +218,7 @@ fn refuse(file: &Path, error: &YamlError) -> SpecError {
             let keys: &[&str] = match () {
                 () if has("kernel") => KEYS,
                 () if has("label") => &disk::PARTITION_KEYS,
+                () if has("mac") => &net::KEYS,
                 () if has("name") => &port::KEYS,
                 () if has("cid") => &vsock::KEYS,
                 () => &disk::KEYS,

@@ -11,6 +11,7 @@ use super::vcpu::Buses;
 use super::wiring::KvmWiring;
 use crate::backend::console::{ConsoleHub, ConsoleInput};
 use crate::backend::port::PortSocket;
+use crate::backend::tap::{Tap, TapSource};
 use crate::backend::vsock::{VsockListener, raise_descriptor_limit};
 use crate::devices::bus::Bus;
 use crate::devices::pci::host_bridge::HostBridge;
@@ -18,16 +19,21 @@ use crate::devices::pci::root::{MAX_DEVICES, PciRoot};
 use crate::devices::platform::power::{self, PowerControl, PowerRequest};
 use crate::devices::platform::pvpanic::PanicEvent;
 use crate::devices::platform::serial::{self, SerialInput, SerialPort};
+use crate::devices::rate_limit::Rate;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::balloon::{Balloon, BalloonOptions};
 use crate::devices::virtio::console::Console;
 use crate::devices::virtio::console::ports::{NamedPort, Ports};
+use crate::devices::virtio::net::{DirectionRates, Net};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::transport::{BAR_SIZE, Context, VirtioPci};
 use crate::devices::virtio::vsock::Vsock;
 use crate::devices::wiring::Wiring;
-use crate::spec::plan::{BalloonPlan, ConsoleKind, MachinePlan, PortPlan, VsockPlan};
+use crate::spec::plan::{
+    BalloonPlan, ConsoleKind, DirectionPlan, MachinePlan, NetPlan, PortPlan, RateLimit, TapPlan, VsockPlan,
+};
 use crate::status::model::{BootStage, DeviceFacts};
+use crate::status::operation::Refusal;
 use crate::x86::layout::{
     PCI_ECAM_SIZE, PCI_ECAM_START, PCI_MMIO_END, PCI_MMIO_START, SERIAL_GSI, SERIAL_PORT,
 };
@@ -66,6 +72,8 @@ pub(super) struct Devices {
     pub(super) platform: Platform,
     /// The balloon, for a target.
     pub(super) balloon: Option<Arc<Balloon>>,
+    /// The network interfaces, in the plan's order.
+    nets: Vec<Arc<Net>>,
     serial_input: Option<SerialInput>,
     ports: Option<Arc<Ports>>,
 }
@@ -103,13 +111,17 @@ impl Devices {
             }
         }
         let limit = MAX_DEVICES - FIXED_DEVICES - usize::from(!plan.ports.is_empty());
-        if plan.disks.len() > limit {
-            return Err(MachineError::TooManyDisks { asked: plan.disks.len(), limit });
+        let asked = plan.disks.len() + plan.nets.len();
+        if asked > limit {
+            return Err(MachineError::TooManyDisks { asked, limit });
         }
         for (index, disk) in plan.disks.iter().enumerate() {
             devices.push(Arc::new(super::disks::device(disk, index, plan.cpus)?));
         }
         let mut ports = None;
+        let nets: Vec<Arc<Net>> =
+            plan.nets.iter().map(|net| network(net).map(Arc::new)).collect::<Result<_, _>>()?;
+        devices.extend(nets.iter().map(|net| Arc::clone(net) as _));
         if !plan.ports.is_empty() {
             let listen = |port: &PortPlan| {
                 PortSocket::listen(&port.path).map(|socket| NamedPort { name: port.name.clone(), socket })
@@ -133,7 +145,7 @@ impl Devices {
         mmio.add("pci-window", PCI_MMIO_START, PCI_MMIO_END - PCI_MMIO_START, root.window(PCI_MMIO_START))?;
         mmio.add("pci-ecam", PCI_ECAM_START, PCI_ECAM_SIZE, root.ecam())?;
         let buses = Buses { pio: Arc::new(pio), mmio: Arc::new(mmio) };
-        Ok(Self { buses, root, virtio, platform, balloon, serial_input, ports })
+        Ok(Self { buses, root, virtio, nets, platform, balloon, serial_input, ports })
     }
 
     /// Facts of the PCI functions in bus order, then of the platform devices that trapped.
@@ -147,6 +159,13 @@ impl Devices {
             ..DeviceFacts::default()
         });
         self.root.facts().into_iter().chain(platform).collect()
+    }
+
+    /// Plugs the cable of an interface in or out.
+    pub(super) fn set_link(&self, interface: usize, up: bool) -> Result<(), Refusal> {
+        let none = || Refusal::Bad(format!("there is no network interface {interface}: they count from 0"));
+        self.nets.get(interface).ok_or_else(none)?.set_link(up);
+        Ok(())
     }
 
     /// Lets every worker finish what it has begun and rest. The vCPUs rest already.
@@ -197,6 +216,24 @@ fn vsock_device(plan: &VsockPlan) -> Result<Arc<Vsock>, MachineError> {
     }
     let listener = VsockListener::bind(&plan.path)?;
     Ok(Arc::new(Vsock::new(plan.cid, plan.connections, listener)))
+}
+
+/// Opens an interface's tap and puts the device on it.
+fn network(plan: &NetPlan) -> Result<Net, MachineError> {
+    let source = match &plan.tap {
+        TapPlan::New => TapSource::New,
+        TapPlan::Named(name) => TapSource::Named(name.clone()),
+        TapPlan::Descriptor(fd) => TapSource::Descriptor(*fd),
+    };
+    let tap = Tap::open(&source, plan.queues, plan.mtu)?;
+    let rate = |plan: RateLimit| Rate {
+        per_second: plan.per_second,
+        burst: plan.per_second.saturating_add(plan.burst),
+    };
+    let rates =
+        |plan: DirectionPlan| DirectionRates { bytes: plan.bytes.map(rate), frames: plan.packets.map(rate) };
+    Net::new(tap, plan.mac, rates(plan.receive), rates(plan.transmit))
+        .map_err(resource("a network interface has no timer for its limits"))
 }
 
 /// Builds bus 0 with the host bridge and one function per device.

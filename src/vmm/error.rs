@@ -4,6 +4,7 @@ use std::io;
 
 use crate::backend::disk::DiskError;
 use crate::backend::port::PortError;
+use crate::backend::tap::TapError;
 use crate::boot::BootError;
 use crate::boot::cmdline::CmdlineError;
 use crate::devices::bus::OverlapError;
@@ -37,9 +38,9 @@ pub enum MachineError {
         limit: usize,
     },
     /// More disks than the PCI bus has room for.
-    #[error("{asked} disks do not fit on the PCI bus; at most {limit} do")]
+    #[error("{asked} disks and network interfaces do not fit on the PCI bus; at most {limit} do")]
     TooManyDisks {
-        /// Disks of the plan.
+        /// Disks and network interfaces of the plan.
         asked: usize,
         /// What fits.
         limit: usize,
@@ -53,6 +54,9 @@ pub enum MachineError {
     /// The vsock socket cannot be had.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// A tap cannot be used.
+    #[error(transparent)]
+    Tap(#[from] TapError),
     /// Kernel or initrd cannot be loaded.
     #[error(transparent)]
     Boot(#[from] BootError),

@@ -170,6 +170,7 @@ impl Machine {
             Operation::Pause => self.pause(),
             Operation::Resume => self.resume(),
             Operation::SetMemory { target_bytes } => self.set_memory(*target_bytes)?,
+            Operation::SetLink { interface, up } => self.devices.set_link(*interface, *up)?,
         }
         Ok(())
     }

@@ -178,6 +178,11 @@ impl Vm {
         }
     }
 
+    /// What the guest's console has said so far.
+    pub(crate) fn said(&self) -> String {
+        self.console.so_far()
+    }
+
     /// Types a line on the guest's console.
     pub(crate) fn type_line(&mut self, line: &str) {
         writeln!(self.stdin.as_mut().unwrap(), "{line}").unwrap();

@@ -75,6 +75,7 @@ impl Guest {
             disks: Vec::new(),
             ports: Vec::new(),
             vsock: None,
+            nets: Vec::new(),
             console: ConsoleKind::Serial,
             watchdog: true,
         };

@@ -12,6 +12,7 @@ pub mod balloon;
 pub mod block;
 pub mod common;
 pub mod console;
+pub mod net;
 pub mod queue;
 pub mod rng;
 #[cfg(any(test, feature = "test-utils"))]
@@ -82,7 +83,7 @@ impl HostSource {
 pub enum Listen {
     /// Yes.
     Yes,
-    /// Not until a queue has been served again: the guest has no room.
+    /// Not until a queue or another source has been served: the guest has no room, or a rate limit says to wait.
     Later,
     /// Never again: the source ended.
     No,
@@ -174,7 +175,7 @@ pub trait QueueHandler: Send {
         Vec::new()
     }
 
-    /// Host descriptor number `source` is readable, or a queue was served since [`Listen::Later`].
+    /// Host descriptor number `source` is readable, or a queue or another source was served since [`Listen::Later`].
     ///
     /// # Errors
     /// When the guest broke the queue.

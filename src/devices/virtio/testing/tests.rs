@@ -7,10 +7,12 @@ use proptest::prelude::*;
 use super::{registers, script};
 use crate::backend::console::{ConsoleHub, ConsoleInput};
 use crate::backend::disk::{Access, RawDisk};
+use crate::backend::tap::{Tap, TapSource};
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::balloon::{Balloon, BalloonOptions};
 use crate::devices::virtio::block::{Block, BlockOptions};
 use crate::devices::virtio::console::Console;
+use crate::devices::virtio::net::{DirectionRates, Net};
 use crate::devices::virtio::rng::Rng;
 
 fn scripts() -> impl Strategy<Value = Vec<u8>> {
@@ -52,6 +54,16 @@ proptest! {
         });
         drop(device);
         reader.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn net_survives_any_script(bytes in scripts()) {
+        crate::backend::netns::in_namespace(|| {
+            let tap = Tap::open(&TapSource::New, 2, None).unwrap();
+            let rates = DirectionRates::default();
+            let device: Arc<dyn VirtioDevice> = Arc::new(Net::new(tap, [2, 0, 0, 0, 0, 1], rates, rates).unwrap());
+            script::play(&device, &bytes, |_| {});
+        });
     }
 
     #[test]
