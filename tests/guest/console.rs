@@ -84,7 +84,9 @@ impl Drop for Attached {
 fn clients_attach_resize_and_replay_the_console_and_lines_cost_no_exit() {
     for kernel in [Kernel::Debian61, Kernel::Debian612] {
         let mut vm = Vm::start_devices(kernel, &[], SHELL);
-        vm.await_status("anything", |_| true);
+        while UnixStream::connect(vm.socket()).is_err() {
+            std::thread::sleep(Duration::from_millis(10));
+        }
         // Before the driver is there: it is told when it starts.
         resize(&vm, 100, 30);
         vm.expect("up\r\n");
