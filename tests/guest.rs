@@ -24,6 +24,10 @@ mod drivers;
 mod endings;
 #[path = "guest/exits.rs"]
 mod exits;
+#[path = "guest/memory.rs"]
+mod memory;
+#[path = "guest/platform.rs"]
+mod platform;
 #[path = "guest/storage.rs"]
 mod storage;
 

@@ -93,6 +93,12 @@ pub struct Config {
     pub port: Vec<Given<PortConfig>>,
     /// `console`: `virtio` or `serial`.
     pub console: Option<Given<String>>,
+    /// `watchdog`: `on` or `off`.
+    pub watchdog: Option<Given<String>>,
+    /// `balloon`: `on` or `off`, and its keys.
+    pub balloon: Option<Given<String>>,
+    /// `rng`: the entropy device's keys.
+    pub rng: Option<Given<String>>,
     /// `console-history`: bytes of console output that are kept, as a size.
     pub console_history: Option<Given<String>>,
     /// `socket`: the status socket's path.
@@ -127,6 +133,9 @@ impl Config {
             disk: if over.disk.is_empty() { self.disk } else { over.disk },
             port: if over.port.is_empty() { self.port } else { over.port },
             console: over.console.or(self.console),
+            watchdog: over.watchdog.or(self.watchdog),
+            balloon: over.balloon.or(self.balloon),
+            rng: over.rng.or(self.rng),
             console_history: over.console_history.or(self.console_history),
             socket: over.socket.or(self.socket),
             status_file: over.status_file.or(self.status_file),

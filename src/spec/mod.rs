@@ -4,6 +4,7 @@
 //! the place it was typed at. [`config::Config::resolve`] then checks everything that can be checked before anything
 //! is started, and gives the plan. Nothing below this room checks these values again.
 
+mod balloon;
 mod command;
 pub mod config;
 mod console;
@@ -13,6 +14,7 @@ mod files;
 mod options;
 pub mod port;
 mod resolve;
+mod rng;
 pub mod size;
 pub mod yaml;
 

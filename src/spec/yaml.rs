@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_saphyr::{Error as YamlError, MessageFormatter, Spanned, UserMessageFormatter};
 
 use super::config::{Config, Given, Origin};
-use super::disk::{self, DiskConfig};
+use super::disk::{self, DiskConfig, PartitionConfig};
 use super::error::SpecError;
 use super::files::in_words;
 use super::port::{self, PortConfig};
@@ -18,7 +18,7 @@ use super::port::{self, PortConfig};
 const MAX_BYTES: u64 = 1 << 20;
 
 /// The spec's keys, for spelling hints.
-const KEYS: [&str; 15] = [
+const KEYS: &[&str] = &[
     "kernel",
     "initrd",
     "cmdline",
@@ -29,6 +29,9 @@ const KEYS: [&str; 15] = [
     "disk",
     "port",
     "console",
+    "watchdog",
+    "balloon",
+    "rng",
     "console-history",
     "socket",
     "status-file",
@@ -52,6 +55,9 @@ struct Document {
     #[serde(alias = "ports")]
     port: Option<Vec<Spanned<PortEntry>>>,
     console: Option<Spanned<String>>,
+    watchdog: Option<Spanned<String>>,
+    balloon: Option<Spanned<String>>,
+    rng: Option<Spanned<String>>,
     console_history: Option<Spanned<String>>,
     socket: Option<Spanned<String>>,
     status_file: Option<Spanned<String>>,
@@ -60,13 +66,33 @@ struct Document {
 }
 
 /// One disk of the list.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct DiskEntry {
+    path: Option<String>,
+    partitions: Option<Vec<PartitionEntry>>,
+    readonly: bool,
+    direct: bool,
+    format: Option<String>,
+    backing: Option<String>,
+    cache: Option<String>,
+    io: Option<String>,
+    serial: Option<String>,
+    queues: Option<String>,
+    bytes_per_second: Option<String>,
+    bytes_burst: Option<String>,
+    ops_per_second: Option<String>,
+    ops_burst: Option<String>,
+}
+
+/// One partition of a disk.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct DiskEntry {
+struct PartitionEntry {
+    label: String,
     path: String,
     #[serde(default)]
     readonly: bool,
-    format: Option<String>,
 }
 
 /// One port of the list.
@@ -128,6 +154,9 @@ impl Document {
             disk: self.disk.unwrap_or_default().into_iter().map(|disk| disk_config(disk, &file)).collect(),
             port: self.port.unwrap_or_default().into_iter().map(|port| port_config(port, &file)).collect(),
             console: text(self.console),
+            watchdog: text(self.watchdog),
+            balloon: text(self.balloon),
+            rng: text(self.rng),
             console_history: text(self.console_history),
             socket: path(self.socket),
             status_file: path(self.status_file),
@@ -138,8 +167,26 @@ impl Document {
 }
 
 fn disk_config(entry: Spanned<DiskEntry>, file: &Arc<Path>) -> Given<DiskConfig> {
-    let Given { value: DiskEntry { path, readonly, format }, origin } = place(entry, file);
-    Given { value: DiskConfig { path: path.into(), readonly, format }, origin }
+    let Given { value: disk, origin } = place(entry, file);
+    let partition =
+        |PartitionEntry { label, path, readonly }| PartitionConfig { label, path: path.into(), readonly };
+    let value = DiskConfig {
+        path: disk.path.unwrap_or_default().into(),
+        partitions: disk.partitions.unwrap_or_default().into_iter().map(partition).collect(),
+        readonly: disk.readonly,
+        direct: disk.direct,
+        format: disk.format,
+        backing: disk.backing,
+        cache: disk.cache,
+        io: disk.io,
+        serial: disk.serial,
+        queues: disk.queues,
+        bytes_per_second: disk.bytes_per_second,
+        bytes_burst: disk.bytes_burst,
+        ops_per_second: disk.ops_per_second,
+        ops_burst: disk.ops_burst,
+    };
+    Given { value, origin }
 }
 
 fn port_config(entry: Spanned<PortEntry>, file: &Arc<Path>) -> Given<PortConfig> {
@@ -159,10 +206,12 @@ fn refuse(file: &Path, error: &YamlError) -> SpecError {
     let (line, column) = error.location().map_or((1, 1), |place| (place.line(), place.column()));
     let message = match error.without_snippet() {
         YamlError::SerdeUnknownField { field, expected, .. } => {
-            let keys: &[&str] = match *expected {
-                _ if expected.contains(&"kernel") => &KEYS,
-                _ if expected.contains(&"name") => &port::KEYS,
-                _ => &disk::KEYS,
+            let has = |key| expected.contains(&key);
+            let keys: &[&str] = match () {
+                () if has("kernel") => KEYS,
+                () if has("label") => &disk::PARTITION_KEYS,
+                () if has("name") => &port::KEYS,
+                () => &disk::KEYS,
             };
             unknown_key(field, keys)
         }

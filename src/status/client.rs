@@ -102,6 +102,15 @@ impl<'a> Client<'a> {
         self.ask(Method::POST, "/v1/resume").await.map(|_| ())
     }
 
+    /// Sets how much of its RAM the guest should do with, written as for `--memory`. The guest gets there in its own time.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn set_memory(&self, target: &str) -> Result<(), ClientError> {
+        let body = serde_json::json!({ "target": target }).to_string();
+        self.ask_with(Method::POST, "/v1/memory", body.into()).await.map(|_| ())
+    }
+
     /// Reads the event log, and with `follow` what comes after it; every piece of text goes to `sink` as it arrives.
     ///
     /// # Errors
@@ -186,8 +195,13 @@ impl<'a> Client<'a> {
 
     /// One question, one whole answer, in time.
     async fn ask(&self, method: Method, path: &str) -> Result<Bytes, ClientError> {
+        self.ask_with(method, path, Bytes::new()).await
+    }
+
+    /// The same with a body.
+    async fn ask_with(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ClientError> {
         self.in_time(async {
-            let response = self.request(method, path).await?;
+            let response = self.send(method, path, &[], body).await?;
             self.whole_body(self.accepted(response).await?).await
         })
         .await

@@ -6,24 +6,25 @@ use std::sync::Arc;
 
 use super::control::Control;
 use super::error::{MachineError, resource};
+use super::platform::Platform;
 use super::vcpu::Buses;
 use super::wiring::KvmWiring;
 use crate::backend::console::{ConsoleHub, ConsoleInput};
-use crate::backend::disk::RawDisk;
 use crate::backend::port::PortSocket;
 use crate::devices::bus::Bus;
 use crate::devices::pci::host_bridge::HostBridge;
 use crate::devices::pci::root::{MAX_DEVICES, PciRoot};
 use crate::devices::platform::power::{self, PowerControl, PowerRequest};
+use crate::devices::platform::pvpanic::PanicEvent;
 use crate::devices::platform::serial::{self, SerialInput, SerialPort};
 use crate::devices::virtio::VirtioDevice;
-use crate::devices::virtio::block::Block;
+use crate::devices::virtio::balloon::{Balloon, BalloonOptions};
 use crate::devices::virtio::console::Console;
 use crate::devices::virtio::console::ports::{NamedPort, Ports};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::transport::{BAR_SIZE, Context, VirtioPci};
 use crate::devices::wiring::Wiring;
-use crate::spec::plan::{ConsoleKind, MachinePlan, PortPlan};
+use crate::spec::plan::{BalloonPlan, ConsoleKind, MachinePlan, PortPlan};
 use crate::status::model::{BootStage, DeviceFacts};
 use crate::x86::layout::{
     PCI_ECAM_SIZE, PCI_ECAM_START, PCI_MMIO_END, PCI_MMIO_START, SERIAL_GSI, SERIAL_PORT,
@@ -52,14 +53,17 @@ impl ConsoleIo {
 
 /// The readable mapping that shows configuration space; the devices' own come after it.
 const ECAM_SLOT: u32 = 0;
-/// Host bridge, console, entropy.
-const FIXED_DEVICES: usize = 3;
+/// Host bridge, console, entropy, balloon.
+const FIXED_DEVICES: usize = 4;
 
 /// Every device of one machine.
 pub(super) struct Devices {
     pub(super) buses: Buses,
     root: Arc<PciRoot>,
     virtio: Vec<Arc<VirtioPci>>,
+    pub(super) platform: Platform,
+    /// The balloon, for a target.
+    pub(super) balloon: Option<Arc<Balloon>>,
     serial_input: Option<SerialInput>,
     ports: Option<Arc<Ports>>,
 }
@@ -72,15 +76,17 @@ pub(super) struct Parts<'a> {
     pub(super) control: Arc<Control>,
     pub(super) console: Arc<ConsoleHub>,
     pub(super) input: Option<ConsoleInput>,
+    pub(super) on_panic: Box<dyn Fn(PanicEvent) + Send + Sync>,
     pub(super) on_power: Box<dyn Fn(PowerRequest) + Send + Sync>,
 }
 
 impl Devices {
     /// Builds the plan's devices and puts them on the buses.
     pub(super) fn assemble(parts: Parts<'_>) -> Result<Self, MachineError> {
-        let Parts { plan, memory, wiring, control, console, mut input, on_power } = parts;
+        let Parts { plan, memory, wiring, control, console, mut input, on_panic, on_power } = parts;
         let mut pio = Bus::default();
         pio.add("power", power::FIRST_PORT.into(), power::PORTS, Arc::new(PowerControl::new(on_power)))?;
+        let platform = Platform::assemble(plan, memory, &wiring, &control, on_panic, &mut pio)?;
 
         let mut devices: Vec<Arc<dyn VirtioDevice>> = Vec::new();
         let mut serial_input = None;
@@ -99,7 +105,7 @@ impl Devices {
             return Err(MachineError::TooManyDisks { asked: plan.disks.len(), limit });
         }
         for (index, disk) in plan.disks.iter().enumerate() {
-            devices.push(Arc::new(Block::new(RawDisk::open(&disk.path, disk.readonly)?, index)));
+            devices.push(Arc::new(super::disks::device(disk, index, plan.cpus)?));
         }
         let mut ports = None;
         if !plan.ports.is_empty() {
@@ -110,7 +116,10 @@ impl Devices {
             ports = Some(Arc::clone(&device));
             devices.push(device);
         }
-        devices.push(Arc::new(Rng::default()));
+        let rng = Rng::new(plan.rng.bytes_per_second);
+        devices.push(Arc::new(rng.map_err(resource("the entropy device has no timer"))?));
+        let balloon = plan.balloon.map(|balloon| new_balloon(balloon, memory)).transpose()?;
+        devices.extend(balloon.iter().map(|balloon| Arc::clone(balloon) as _));
 
         let reach_kernel = move || control.reach(BootStage::Kernel);
         let plugged = plug(devices, memory, &wiring, reach_kernel);
@@ -119,7 +128,7 @@ impl Devices {
         mmio.add("pci-window", PCI_MMIO_START, PCI_MMIO_END - PCI_MMIO_START, root.window(PCI_MMIO_START))?;
         mmio.add("pci-ecam", PCI_ECAM_START, PCI_ECAM_SIZE, root.ecam())?;
         let buses = Buses { pio: Arc::new(pio), mmio: Arc::new(mmio) };
-        Ok(Self { buses, root, virtio, serial_input, ports })
+        Ok(Self { buses, root, virtio, platform, balloon, serial_input, ports })
     }
 
     /// Facts of the PCI functions in bus order, then of the platform devices that trapped.
@@ -127,7 +136,7 @@ impl Devices {
         let platform = self.buses.pio.trap_counts().into_iter().map(|trap| DeviceFacts {
             kind: trap.name.into(),
             address: if trap.base == 0 { "port any".into() } else { format!("port {:#x}", trap.base) },
-            state: "active".into(),
+            state: self.platform.state(trap.name).into(),
             trapped_reads: trap.reads,
             trapped_writes: trap.writes,
             ..DeviceFacts::default()
@@ -137,12 +146,14 @@ impl Devices {
 
     /// Lets every worker finish what it has begun and rest. The vCPUs rest already.
     pub(super) fn pause(&self) {
+        self.platform.pause();
         self.virtio.iter().for_each(|function| function.pause());
     }
 
     /// Lets every worker go on.
     pub(super) fn resume(&self) {
         self.virtio.iter().for_each(|function| function.resume());
+        self.platform.resume();
     }
 
     /// Stops every worker; disks are flushed.
@@ -150,6 +161,7 @@ impl Devices {
         for function in &self.virtio {
             function.shut_down();
         }
+        self.platform.shut_down();
         if let Some(input) = self.serial_input.take() {
             input.stop();
         }
@@ -157,6 +169,12 @@ impl Devices {
             ports.close();
         }
     }
+}
+
+fn new_balloon(plan: BalloonPlan, memory: &GuestMemoryMmap) -> Result<Arc<Balloon>, MachineError> {
+    let BalloonPlan { deflate_on_oom, free_page_reporting } = plan;
+    let options = BalloonOptions { deflate_on_oom, free_page_reporting };
+    Balloon::new(options, memory).map(Arc::new).map_err(resource("the balloon cannot be set up"))
 }
 
 /// Builds bus 0 with the host bridge and one function per device.

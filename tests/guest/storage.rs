@@ -121,3 +121,54 @@ fn pauses_lose_nothing_of_what_a_guest_does_to_its_disk() {
     vm.type_line("");
     vm.end().assert_all_done();
 }
+
+/// Linux's own driver on what raw images with one queue do not show: two queues, discards, zeroes, partitions.
+#[test]
+fn partitions_of_one_disk_are_files_of_their_own_and_every_request_reaches_them() {
+    let directory = host::directory();
+    let boot = host::empty_disk(directory.path(), "boot.img", 8);
+    let data = host::empty_disk(directory.path(), "data.img", 32);
+    let disk =
+        format!("partition=boot:{}:ro,partition=data:{},serial=composite-1", boot.display(), data.display());
+    let churn = "probe disk-churn /dev/vda2 --seed 8 --bytes 33554432 --depth 32 --direct --operations 3000";
+    let script = format!(
+        "set -e; ls /sys/block/vda/mq | wc -l; cat /sys/block/vda/serial; echo; \
+         cat /sys/block/vda/queue/write_cache; {churn}; echo through; \
+         echo 'write through' > /sys/block/vda/queue/write_cache; cat /sys/block/vda/queue/write_cache; \
+         probe disk-fill /dev/vda2 --seed 9 --bytes 4194304 --depth 32 --direct; \
+         probe disk-verify /dev/vda2 --seed 9 --bytes 4194304 --depth 32; echo ALL DONE"
+    );
+    let ended = Vm::start_devices(Kernel::Debian612, &["--cpus", "2", "--disk", &disk], &script).end();
+    ended.assert_all_done();
+    ended.assert_console("2\r\ncomposite-1\r\nwrite back\r\n");
+    ended.assert_console("through\r\nwrite through\r\n");
+    ended.assert_console("verified 1024 blocks\r\n");
+}
+
+#[test]
+fn a_qcow2_on_a_shared_base_keeps_what_was_flushed_when_the_vmm_is_killed() {
+    let directory = host::directory();
+    let base = host::empty_disk(directory.path(), "base.img", 32);
+    let disk = directory.path().join("disk.qcow2");
+    let nestling = super::vm::assets().join("bin/nestling");
+    let made = std::process::Command::new(nestling)
+        .args(["disk", "create", disk.to_str().unwrap(), "--backing", base.to_str().unwrap()])
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let before = std::fs::read(&base).unwrap();
+    let arguments = ["--disk", disk.to_str().unwrap()];
+    let script = format!(
+        "set -e; probe disk-fill {DISK} --fsync; echo FLUSHED; \
+         while :; do dd if=/dev/zero of=/dev/vda bs=1M seek=8 count=24; done"
+    );
+    let vm = Vm::start_devices(Kernel::Debian61, &arguments, &script);
+    vm.expect("FLUSHED\r\n");
+    vm.expect("records out");
+    vm.kill();
+    let script = format!("set -e; probe disk-verify {DISK}; echo ALL DONE");
+    let read = Vm::start_devices(Kernel::Debian61, &arguments, &script).end();
+    read.assert_all_done();
+    read.assert_console("verified 2048 blocks\r\n");
+    assert!(std::fs::read(&base).unwrap() == before, "nothing is written to a base");
+}
