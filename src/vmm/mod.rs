@@ -137,7 +137,7 @@ impl Machine {
         MachineFacts {
             exits_total: exits.values().sum(),
             vcpus,
-            memory: facts::memory(&self.ram.host_range()),
+            memory: facts::memory(&self.ram),
             devices: self.devices.facts(),
             exits,
         }
