@@ -16,6 +16,7 @@ pub mod rng;
 #[cfg(test)]
 mod testing;
 pub mod transport;
+pub mod vhost;
 pub mod worker;
 
 use std::collections::BTreeMap;
@@ -23,6 +24,7 @@ use std::os::fd::RawFd;
 
 use queue::Queues;
 use transport::ConfigChange;
+use vhost::VhostError;
 use vm_memory::GuestMemoryMmap;
 
 /// VIRTIO_F_INDIRECT_DESC (virtio 1.2 §6).
@@ -56,6 +58,9 @@ pub enum Fault {
     /// The host has no thread or descriptor for it.
     #[error("the host cannot run the device: {0}")]
     Host(#[source] std::io::Error),
+    /// Whoever serves its queues in our place does not.
+    #[error(transparent)]
+    Vhost(#[from] VhostError),
 }
 
 /// A host file descriptor that wakes a handler's worker.
@@ -97,6 +102,11 @@ pub trait VirtioDevice: Send + Sync {
     /// Device-specific feature bits it offers.
     fn features(&self) -> u64 {
         0
+    }
+
+    /// The features of its rings that it can serve: all the transport knows, unless somebody else serves them.
+    fn ring_features(&self) -> u64 {
+        F_EVENT_IDX | F_INDIRECT_DESC
     }
 
     /// The most entries each of its queues can have.
@@ -186,6 +196,14 @@ pub trait QueueHandler: Send {
     /// # Errors
     /// When the guest broke the queue.
     fn quiesce(&mut self, _queues: &mut Queues) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    /// The worker goes on after a rest. It serves every queue next, whether its doorbell rang or not.
+    ///
+    /// # Errors
+    /// When the device cannot go on.
+    fn go_on(&mut self, _queues: &mut Queues) -> Result<(), Fault> {
         Ok(())
     }
 }
