@@ -21,6 +21,7 @@ help:
 	@echo 'make demo    boot a stock Debian kernel on VT-x and watch it through the status socket'
 	@echo 'make test    all tests; guests run on this machine'"'"'s VT-x, or on an emulated one where it has none'
 	@echo 'make bench   what Nestling costs: exits, memory, size, time to the first KVM_RUN; beside QEMU'
+	@echo 'make fuzz    hostile guests by the million; SECONDS=60 for each target'
 	@echo 'make lint    formatting, clippy, documentation, licences'
 	@echo 'make build   the release binary: $(OUT)/release/nestling'
 	@echo 'make clean   forget target/ (~/.cache/nestling stays)'
@@ -44,19 +45,20 @@ packages:
 binaries: packages
 	$(call say,'building nestling and the guest'"'"'s init')
 	cargo build --profile quick --workspace --bins
-	@mkdir -p $(ASSETS)/bin && cp -u $(QUICK)/nestling $(ASSETS)/bin/nestling
+	@mkdir -p $(ASSETS)/bin && cp -u $(QUICK)/nestling $(QUICK)/nestling-probe "$$(command -v busybox)" $(ASSETS)/bin/
 
 .PHONY: node
 node: binaries
 	$(call say,'the machine with VT-x')
 	$(NODE) setup
 
-# A kernel and the initramfs that goes with it.
+# A kernel and the initramfs that goes with it; and devices.cpio, which has what tests of all devices need besides.
 .SECONDARY:
 .PHONY: assets
 assets: binaries
 	$(call say,'guest kernels and their initramfs')
-	@for kernel in $(KERNELS); do $(MAKE) $(ASSETS)/$$kernel/initramfs.cpio; done
+	@$(MAKE) packages PACKAGES='/sbin/mke2fs:e2fsprogs'
+	@for kernel in $(KERNELS); do $(MAKE) $(ASSETS)/$$kernel/{initramfs,devices}.cpio; done
 
 $(ASSETS)/debian-%/vmlinux: images/kernel/debian.sh images/kernel/archive.sh
 	images/kernel/debian.sh $* $(CURDIR)/target/kernels/debian-$*
@@ -73,6 +75,20 @@ $(ASSETS)/debian-%/initramfs.cpio: $(ASSETS)/debian-%/vmlinux $(QUICK)/nestling-
 
 $(ASSETS)/nestling/initramfs.cpio: $(ASSETS)/nestling/vmlinux $(QUICK)/nestling-init $(QUICK)/nestling-initramfs
 	$(INITRAMFS) --out $@
+
+# Modules that a guest of the tests loads by name (`probe load NAME`); those that one kernel has and the other has not.
+SPARE_MODULES      := virtio_net vmw_vsock_virtio_transport vsock_diag virtio_balloon virtiofs fuse \
+                      pvpanic pvpanic_mmio pvpanic_pci wdat_wdt softdog button evdev ptp_kvm tun crc32c_intel
+SPARE_MODULES_6.12 := vmgenid i6300esb
+
+DEVICES = $(INITRAMFS) --file $(QUICK)/nestling-probe=/bin/probe --program /sbin/mke2fs=/sbin/mke2fs \
+          --symlink mke2fs=/sbin/mkfs.ext4
+
+$(ASSETS)/debian-%/devices.cpio: $(ASSETS)/debian-%/initramfs.cpio $(QUICK)/nestling-probe Makefile
+	$(DEVICES) --kernel target/kernels/debian-$* $(addprefix --spare-module ,$(SPARE_MODULES) $(SPARE_MODULES_$*)) --out $@
+
+$(ASSETS)/nestling/devices.cpio: $(ASSETS)/nestling/initramfs.cpio $(QUICK)/nestling-probe Makefile
+	$(DEVICES) --out $@
 
 # ---- what a user asks for ------------------------------------------------------------------------------------------
 
@@ -101,6 +117,7 @@ test-guest: assets node
 	@cargo build --profile payload -p nestling-payload --features freestanding --target-dir target/payload
 	@cp -u target/payload/x86_64-unknown-linux-gnu/payload/nestling-payload $(ASSETS)/bin/
 	$(call say,'guests on VT-x')
+	NESTLING_NODE_MODULES=$${NESTLING_NODE_MODULES-vhost_net:vhost_vsock} \
 	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(NODE) runner" NESTLING_PAYLOAD=$(ASSETS)/bin/nestling-payload \
 	cargo test --profile quick --features guest-tests --test guest --test payload -- \
 	  --test-threads=1 --nocapture --skip a_guest_that_never_exits_is_stopped
@@ -111,6 +128,13 @@ bench: binaries build node
 	@$(MAKE) $(ASSETS)/debian-6.1/initramfs.cpio $(ASSETS)/nestling/initramfs.cpio
 	$(call say,'what Nestling costs')
 	@tests/bench.sh
+
+SECONDS ?= 60
+.PHONY: fuzz
+fuzz:
+	@$(MAKE) packages PACKAGES='c++:g++'
+	$(call say,'hostile guests: $(SECONDS) s for each target')
+	@fuzz/run.sh $(SECONDS)
 
 .PHONY: lint
 lint:

@@ -5,6 +5,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on fails")]
 
+#[path = "guest/host.rs"]
+mod host;
+#[path = "guest/steady.rs"]
+mod steady;
 #[path = "guest/vm.rs"]
 mod vm;
 
@@ -12,10 +16,14 @@ mod vm;
 mod boot;
 #[path = "guest/devices.rs"]
 mod devices;
+#[path = "guest/drivers.rs"]
+mod drivers;
 #[path = "guest/endings.rs"]
 mod endings;
 #[path = "guest/exits.rs"]
 mod exits;
+#[path = "guest/storage.rs"]
+mod storage;
 
 /// What every other test stands on: these guests run on true VT-x.
 #[test]

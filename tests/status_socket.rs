@@ -13,7 +13,7 @@ use nestling::status::clock::Clock;
 use nestling::status::model::{BootStage, DeviceFacts, EndReason, MachineFacts, VcpuFacts};
 use nestling::status::probe::Probe;
 use nestling::status::publisher::Publisher;
-use nestling::status::server::{Server, StopRequest};
+use nestling::status::server::{Requests, Server, StopRequest};
 use nestling::status::snapshot::{End, PlanSummary, State};
 use nestling::status::socket::claim;
 use serde_json::Value;
@@ -58,13 +58,15 @@ fn serve() -> Served {
     let calls = AtomicU64::new(0);
     publisher.watch(Box::new(move || Some(fake_facts(calls.fetch_add(1, Ordering::Relaxed)))));
     let (ask_stop, stops) = mpsc::channel(1);
+    let (operations, _) = mpsc::channel(1);
+    let requests = Requests { stop: ask_stop, operations };
     let (finish, finished) = oneshot::channel();
     let (ready, is_ready) = std::sync::mpsc::channel();
     let (server_publisher, server_socket) = (Arc::clone(&publisher), socket.clone());
     let thread = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
         runtime.block_on(async {
-            let server = Server::start(claim(&server_socket).expect("claim"), server_publisher, ask_stop);
+            let server = Server::start(claim(&server_socket).expect("claim"), server_publisher, requests);
             ready.send(()).expect("test waits");
             let _ = finished.await;
             server.finish().await;

@@ -8,7 +8,8 @@
 # OUT_DIR/release                what `uname -r` will say
 # OUT_DIR/lib/modules/RELEASE/   the modules a virtual machine (and a nested one's host) can use, and the index files
 #
-# A finished OUT_DIR is left alone, so a second call returns at once; remove it to get a newer kernel.
+# A finished OUT_DIR is left alone, so a second call returns at once; remove it to get a newer kernel. One that another
+# version of this script made (OUT_DIR/recipe says which) is made again.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=images/kernel/archive.sh
@@ -16,12 +17,13 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 [[ $# -eq 2 ]] || die "usage: debian.sh 6.1|6.12 OUT_DIR"
 version=$1 out=$2
+recipe=$(cat "$here"/{debian,archive}.sh | sha256sum | cut -c1-16)
 
 # Where a guest's (or a nested host's) drivers live; all else is hardware that a microVM does not have.
 kept_modules=(
 	kernel/arch/x86/{kvm,crypto}
 	kernel/block kernel/crypto kernel/lib kernel/virt
-	kernel/drivers/{acpi,block,char,crypto/virtio,firmware,input,misc,ptp,rtc,vhost,virt,virtio}
+	kernel/drivers/{acpi,block,char,crypto/virtio,firmware,input,misc,ptp,rtc,vhost,virt,virtio,watchdog}
 	kernel/drivers/net/{tap.ko,tun.ko,veth.ko,virtio_net.ko,net_failover.ko,macvtap.ko,macvlan.ko,vsockmon.ko}
 	kernel/fs/{autofs,ext4,fat,fuse,isofs,jbd2,nls,overlayfs,squashfs,xfs,btrfs,mbcache.ko,binfmt_misc.ko,efivarfs}
 	kernel/net/{802,8021q,bridge,core,ipv4,ipv6,llc,netfilter,packet,unix,vmw_vsock}
@@ -54,25 +56,32 @@ payload() {
 
 # keep TREE RELEASE: moves the modules named above, and the index files, from an unpacked package to lib/modules.
 keep() {
-	local from=$1/lib/modules/$2 to=$1/../lib/modules/$2 path
+	local from=$1/lib/modules/$2 to=$1/../lib/modules/$2 path found
 	mkdir -p "$to"
 	cp "$from"/modules.{builtin,builtin.modinfo,order} "$to"
 	for path in "${kept_modules[@]}"; do
-		[[ -e $from/$path ]] || continue
-		mkdir -p "$to/$(dirname "$path")"
-		mv "$from/$path" "$to/$path"
+		# A module's file may be packed.
+		for found in "$from/$path" "$from/$path".{xz,zst}; do
+			[[ -e $found ]] || continue
+			mkdir -p "$to/$(dirname "$path")"
+			mv "$found" "$to/$(dirname "$path")/"
+		done
 	done
 	# A packaged tree has no modules.dep: it is made on the machine that installs it. So here.
 	PATH=$PATH:/usr/sbin:/sbin depmod -b "$1/.." "$2" 2>&1 | { grep -v 'could not open modules.builtin' >&2 || true; }
 }
 
 main() {
-	local work package release tree
+	local work package release tree stale=
 	if [[ -s $out/release && -s $out/vmlinux && -s $out/bzImage ]]; then
-		say "$out holds $(cat "$out/release") already"
-		return
+		if [[ $(cat "$out/recipe" 2>/dev/null) == "$recipe" ]]; then
+			say "$out holds $(cat "$out/release") already"
+			return
+		fi
+		say "$out was made by another version of this script: making it again"
+		stale=$out
 	fi
-	[[ ! -e $out || -z $(ls -A "$out") ]] || die "$out holds something else: give an empty or a new directory"
+	[[ -n $stale || ! -e $out || -z $(ls -A "$out") ]] || die "$out holds something else: give an empty or a new directory"
 	case $version in
 	6.1) releases=(bookworm) pattern='linux-image-6\.1\.[0-9]+-[0-9]+-cloud-amd64' ;;
 	6.12) releases=(bookworm trixie) pattern='linux-image-6\.12\.[0-9]+\+.*-cloud-amd64' ;;
@@ -106,8 +115,10 @@ main() {
 	keep "$tree" "$release"
 	rm -rf "$tree"
 	echo "$release" >"$work/done/release"
+	echo "$recipe" >"$work/done/recipe"
 	chmod -R u=rwX,go=rX "$work/done"
 
+	[[ -z $stale ]] || rm -rf "$stale"
 	[[ ! -d $out ]] || rmdir "$out"
 	mv -T "$work/done" "$out"
 	say "$out holds $release ($(du -sh "$out" | cut -f1))"

@@ -23,6 +23,11 @@ impl Life {
         Self { publisher, state }
     }
 
+    /// Where the VM is in its life.
+    pub(super) fn state(&self) -> State {
+        self.state
+    }
+
     /// Takes the step that `event` leads to, if it leads anywhere.
     pub(super) fn step(&mut self, event: LifeEvent) {
         if let Some(state) = next(self.state, event) {

@@ -1,7 +1,9 @@
 //! The states of one VM's life and what leads from one to the next.
 //!
 //! ```text
-//!            Admitted             Created            KernelUp
+//!                                                              paused
+//!                                                        Resumed │ ▲ Paused
+//!            Admitted             Created            KernelUp    ▼ │
 //! preflight ──────────▶ creating ─────────▶ booting ─────────▶ running
 //!     │                    │                   │                  │
 //!     │ Refused            │ Refused           │ EndBegan         │ EndBegan
@@ -16,7 +18,7 @@
 //! - A guest whose kernel never shows itself (no PCI device is configured) stays `booting`, and may end from there.
 //! - Whoever begins the end (the guest, a signal, a request, an error) leads to `stopping`: vCPUs leave, disks flush.
 //! - A signal while the machine is being built ends the run without waiting for what is read from storage.
-//! - `running ⇄ paused` will stand beside `running`.
+//! - A paused machine ends as a running one does.
 
 use crate::status::snapshot::State;
 
@@ -29,6 +31,10 @@ pub enum LifeEvent {
     Created,
     /// The guest's kernel showed itself, or something that only runs on top of it.
     KernelUp,
+    /// vCPUs and devices rest.
+    Paused,
+    /// They go on.
+    Resumed,
     /// The guest ended, or was asked to end.
     EndBegan,
     /// Preflight failed, or the machine could not be built.
@@ -43,12 +49,16 @@ pub enum LifeEvent {
 /// The state after `event`, or `None` when the event changes nothing in this state.
 #[must_use]
 pub fn next(state: State, event: LifeEvent) -> Option<State> {
-    use LifeEvent::{Admitted, Created, Down, EndBegan, KernelUp, Refused};
+    use LifeEvent::{Admitted, Created, Down, EndBegan, KernelUp, Paused, Refused, Resumed};
     match (state, event) {
         (State::Preflight, Admitted) => Some(State::Creating),
         (State::Creating, Created) => Some(State::Booting),
         (State::Booting, KernelUp) => Some(State::Running),
-        (State::Creating | State::Booting | State::Running, EndBegan) => Some(State::Stopping),
+        (State::Running, Paused) => Some(State::Paused),
+        (State::Paused, Resumed) => Some(State::Running),
+        (State::Creating | State::Booting | State::Running | State::Paused, EndBegan) => {
+            Some(State::Stopping)
+        }
         (State::Preflight | State::Creating, Refused) => Some(State::Failed),
         (State::Stopping, Down { orderly: true }) => Some(State::Stopped),
         (State::Stopping, Down { orderly: false }) => Some(State::Failed),
@@ -67,6 +77,8 @@ mod tests {
             Just(LifeEvent::Admitted),
             Just(LifeEvent::Created),
             Just(LifeEvent::KernelUp),
+            Just(LifeEvent::Paused),
+            Just(LifeEvent::Resumed),
             Just(LifeEvent::EndBegan),
             Just(LifeEvent::Refused),
             any::<bool>().prop_map(|orderly| LifeEvent::Down { orderly }),
@@ -83,9 +95,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_life_only_goes_forward(state in any_state(), event in any_event()) {
+        fn a_life_only_goes_forward_but_for_a_resume(state in any_state(), event in any_event()) {
             if let Some(after) = next(state, event) {
-                prop_assert!(rank(after) > rank(state));
+                let resumed = (state, after) == (State::Paused, State::Running);
+                prop_assert!(rank(after) > rank(state) || resumed);
             }
         }
 
@@ -105,12 +118,13 @@ mod tests {
         }
 
         #[test]
-        fn any_sequence_passes_each_state_at_most_once(events in proptest::collection::vec(any_event(), 0..40)) {
+        fn any_sequence_passes_each_state_at_most_once_but_for_pauses(events in proptest::collection::vec(any_event(), 0..40)) {
             let mut state = State::Preflight;
             let mut seen = vec![state];
             for event in events {
                 if let Some(after) = next(state, event) {
-                    prop_assert!(!seen.contains(&after));
+                    let of_a_pause = matches!(after, State::Running | State::Paused);
+                    prop_assert!(of_a_pause || !seen.contains(&after));
                     seen.push(after);
                     state = after;
                 }
@@ -120,7 +134,8 @@ mod tests {
         #[test]
         fn only_a_built_machine_runs_and_only_a_stopping_one_is_down(state in any_state(), event in any_event()) {
             match next(state, event) {
-                Some(State::Running) => prop_assert_eq!(state, State::Booting),
+                Some(State::Running) => prop_assert!(matches!(state, State::Booting | State::Paused)),
+                Some(State::Paused) => prop_assert_eq!(state, State::Running),
                 Some(State::Stopped) => prop_assert_eq!(state, State::Stopping),
                 _ => {}
             }

@@ -17,8 +17,9 @@ use crate::spec::plan::RunPlan;
 use crate::status::clock::Clock;
 use crate::status::durable::leave_last_words;
 use crate::status::model::{EndReason, MachineEvent};
+use crate::status::operation::{Asked, Operation, Refusal};
 use crate::status::publisher::Publisher;
-use crate::status::server::{Server, StopRequest};
+use crate::status::server::{Requests, Server, StopRequest};
 use crate::status::snapshot::{End, State};
 use crate::status::socket::{Claim, claim};
 
@@ -59,11 +60,12 @@ async fn live<M: Vm>(
     build: impl FnOnce(&RunPlan) -> Result<M, EndReason> + Send + 'static,
 ) -> Exit {
     let publisher = Arc::new(Publisher::new(clock, (&plan.machine).into(), plan.status_file.clone()));
-    let (ask_stop, stop_requests) = mpsc::channel(1);
-    let server = Server::start(claim, Arc::clone(&publisher), ask_stop);
+    let (stop, stop_requests) = mpsc::channel(1);
+    let (operations, asked) = mpsc::channel(1);
+    let server = Server::start(claim, Arc::clone(&publisher), Requests { stop, operations });
     let mut life = Life::begin(Arc::clone(&publisher));
     let exit = match prepare(plan, &mut life, &publisher, &mut signals, build).await {
-        Ok(machine) => Running { machine, life, signals, stop_requests, clock }.see_through().await,
+        Ok(machine) => Running { machine, life, signals, stop_requests, asked, clock }.see_through().await,
         Err(reason) => life.finish(reason, Vec::new()),
     };
     server.finish().await;
@@ -110,7 +112,15 @@ struct Running<M> {
     life: Life,
     signals: Signals,
     stop_requests: mpsc::Receiver<StopRequest>,
+    asked: mpsc::Receiver<Asked>,
     clock: Clock,
+}
+
+/// An operation that is being done beside us, and who waits for it.
+struct Work {
+    operation: Operation,
+    done: oneshot::Receiver<Result<(), Refusal>>,
+    answer: oneshot::Sender<Result<(), Refusal>>,
 }
 
 impl<M: Vm> Running<M> {
@@ -137,6 +147,7 @@ impl<M: Vm> Running<M> {
 
     /// Follows the machine until it ends or somebody wants it to.
     async fn wait(&mut self, mut events: UnboundedReceiver<TimedEvent>) -> EndReason {
+        let mut work: Option<Work> = None;
         loop {
             tokio::select! {
                 biased;
@@ -149,7 +160,45 @@ impl<M: Vm> Running<M> {
                 Some(StopRequest) = self.stop_requests.recv() => {
                     return EndReason::Stopped { by: "a request on the socket".to_owned() };
                 }
+                done = finished(&mut work) => {
+                    let Some(Work { operation, answer, .. }) = work.take() else { continue };
+                    if done.is_ok() {
+                        self.take_note(&operation);
+                    }
+                    let _ = answer.send(done); // nobody waits any more
+                }
+                Some(asked) = self.asked.recv(), if work.is_none() => work = self.begin(asked),
             }
+        }
+    }
+
+    /// Has an operation done beside us, so that the socket answers and a signal is heard meanwhile.
+    fn begin(&self, asked: Asked) -> Option<Work> {
+        let Asked { operation, answer } = asked;
+        if let Some(why) = operation.denied_in(self.life.state()) {
+            let _ = answer.send(Err(Refusal::NotNow(why.to_owned()))); // nobody waits any more
+            return None;
+        }
+        let (tell, done) = oneshot::channel();
+        let (machine, to_do) = (Arc::clone(&self.machine), operation.clone());
+        let work = move || {
+            let done = machine.lock().unwrap_or_else(PoisonError::into_inner).carry_out(&to_do);
+            let _ = tell.send(done); // the machine is on its way down
+        };
+        match thread::Builder::new().name("machine-request".into()).spawn(work) {
+            Ok(_) => Some(Work { operation, done, answer }),
+            Err(error) => {
+                let _ = answer.send(Err(Refusal::Failed(format!("there is no thread for it: {error}"))));
+                None
+            }
+        }
+    }
+
+    /// What an operation that is done changes in the VM's life.
+    fn take_note(&mut self, operation: &Operation) {
+        match operation {
+            Operation::Pause => self.life.step(LifeEvent::Paused),
+            Operation::Resume => self.life.step(LifeEvent::Resumed),
         }
     }
 
@@ -172,6 +221,17 @@ impl<M: Vm> Running<M> {
             _ = is_down => Ok(()),
             signal = self.signals.next() => Err(signal.name().to_owned()),
         }
+    }
+}
+
+/// The end of the work that is under way; never, when none is.
+async fn finished(work: &mut Option<Work>) -> Result<(), Refusal> {
+    match work {
+        Some(work) => {
+            let gone = |_| Err(Refusal::Failed("the thread that did it is gone".to_owned()));
+            (&mut work.done).await.unwrap_or_else(gone)
+        }
+        None => std::future::pending().await,
     }
 }
 

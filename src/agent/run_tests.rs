@@ -13,6 +13,7 @@ use crate::spec::plan::MachinePlan;
 use crate::spec::plan::{AllowBackend, CmdlinePlan, ConsoleKind};
 use crate::status::client::Client;
 use crate::status::model::{BootStage, MachineFacts};
+use crate::status::operation::{Operation, Refusal};
 
 /// Tells its script as soon as it is started, and then waits to be stopped.
 struct Scripted {
@@ -38,6 +39,16 @@ impl Vm for Scripted {
         vec!["Kernel panic - not syncing".to_owned()]
     }
 
+    fn carry_out(&mut self, operation: &Operation) -> Result<(), Refusal> {
+        match operation {
+            Operation::Pause => {
+                thread::sleep(self.stop_takes);
+                Ok(())
+            }
+            Operation::Resume => Err(Refusal::Failed("it sleeps on".to_owned())),
+        }
+    }
+
     fn stop(&mut self) {
         thread::sleep(self.stop_takes);
         self.events = None;
@@ -56,6 +67,7 @@ fn plan(dir: &Path) -> RunPlan {
         initrd: None,
         cmdline: CmdlinePlan::Append(String::new()),
         disks: Vec::new(),
+        shares: Vec::new(),
         console: ConsoleKind::Virtio,
     };
     let (socket, status_file) = (dir.join("n.sock"), Some(dir.join("status.json")));
@@ -141,6 +153,9 @@ fn threads_that_end_without_a_word_are_an_internal_error() {
         }
         fn console_tail(&self) -> Vec<String> {
             Vec::new()
+        }
+        fn carry_out(&mut self, _: &Operation) -> Result<(), Refusal> {
+            Ok(())
         }
         fn stop(&mut self) {}
     }
@@ -242,4 +257,45 @@ fn a_signal_while_the_machine_is_being_built_ends_the_run_at_once() {
     assert_eq!(status["state"], "stopped");
     assert_eq!(status["reason"]["by"], "SIGTERM");
     drop(release);
+}
+
+#[test]
+fn a_pause_is_answered_when_it_is_done_and_a_stop_ends_a_paused_machine() {
+    let script = vec![MachineEvent::Stage(BootStage::Entered), MachineEvent::Stage(BootStage::Kernel)];
+    let slow = Scripted { stop_takes: Duration::from_millis(50), ..machine(script) };
+    let (exit, (), status, _dir) = live_with(
+        |_| Ok(slow),
+        async |socket, _| {
+            let client = Client::new(socket);
+            until(&client, State::Running).await;
+            client.pause().await.expect("paused");
+            assert_eq!(client.status().await.expect("answers").state, State::Paused);
+            client.pause().await.expect("paused it is");
+            let refused = client.resume().await.expect_err("the machine does not").to_string();
+            assert!(refused.contains("it sleeps on"), "{refused}");
+            assert_eq!(client.status().await.expect("answers").state, State::Paused);
+            client.stop().await.expect("accepted");
+            until(&client, State::Stopping).await;
+            let refused = client.pause().await.expect_err("too late").to_string();
+            assert!(refused.contains("being stopped"), "{refused}");
+        },
+    );
+    assert_eq!(exit, Exit::Terminated);
+    assert_eq!(status["state"], "stopped");
+}
+
+#[test]
+fn a_machine_that_is_not_up_yet_is_not_paused() {
+    let script = vec![MachineEvent::Stage(BootStage::Entered)];
+    let (_, refused, _, _dir) = live_with(
+        |_| Ok(machine(script)),
+        async |socket, _| {
+            let client = Client::new(socket);
+            until(&client, State::Booting).await;
+            let refused = client.pause().await.expect_err("not yet").to_string();
+            client.stop().await.expect("accepted");
+            refused
+        },
+    );
+    assert!(refused.contains("has not come up yet"), "{refused}");
 }

@@ -10,6 +10,7 @@ use super::gate::explain;
 use crate::spec::plan::RunPlan;
 use crate::status::clock::{Clock, Moment};
 use crate::status::model::{EndReason, MachineEvent, MachineFacts};
+use crate::status::operation::{Operation, Refusal};
 use crate::vmm::{Machine, MachineError};
 
 /// A machine as the agent sees it. Tests have one without KVM.
@@ -20,6 +21,8 @@ pub(super) trait Vm: Send + 'static {
     fn facts(&self) -> MachineFacts;
     /// The guest's last console lines.
     fn console_tail(&self) -> Vec<String>;
+    /// Does what a client asked for.
+    fn carry_out(&mut self, operation: &Operation) -> Result<(), Refusal>;
     /// Stops everything; returns when all threads are gone.
     fn stop(&mut self);
 }
@@ -35,6 +38,10 @@ impl Vm for Machine {
 
     fn console_tail(&self) -> Vec<String> {
         Machine::console_tail(self)
+    }
+
+    fn carry_out(&mut self, operation: &Operation) -> Result<(), Refusal> {
+        Machine::carry_out(self, operation)
     }
 
     fn stop(&mut self) {

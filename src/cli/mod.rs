@@ -3,6 +3,7 @@
 mod events;
 mod log;
 mod output;
+mod pause;
 mod preflight;
 mod render;
 mod run;
@@ -39,6 +40,8 @@ enum Command {
     Status(status::StatusArgs),
     Events(events::EventsArgs),
     Stop(stop::StopArgs),
+    Pause(pause::PauseArgs),
+    Resume(pause::ResumeArgs),
 }
 
 /// Which instance a command talks to.
@@ -80,6 +83,8 @@ impl Command {
             Self::Status(args) => status::run(args).code(),
             Self::Events(args) => events::run(args).code(),
             Self::Stop(args) => stop::run(args).code(),
+            Self::Pause(args) => pause::pause(args).code(),
+            Self::Resume(args) => pause::resume(args).code(),
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::spec::config::{Config, Given};
 use crate::spec::disk::DiskConfig;
 use crate::spec::error::SpecError;
 use crate::spec::plan::RunPlan;
+use crate::spec::share::ShareConfig;
 use crate::spec::yaml;
 use crate::status::clock::Clock;
 use crate::status::model::EndReason;
@@ -78,6 +79,12 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "DISK")]
     disk: Vec<String>,
 
+    /// A directory of the host for the guest, repeatable: `tag=T,dir=D`, then `,readonly=true` and
+    /// `,cache=auto|never|always` if wanted; or `tag=T,socket=S` of a virtiofsd you run. In the guest:
+    /// `mount -t virtiofs T /mnt`
+    #[arg(long, value_name = "SHARE")]
+    share: Vec<String>,
+
     /// The guest's console: virtio (hvc0) or serial (ttyS0) [default: virtio]
     #[arg(long, value_name = "KIND")]
     console: Option<String>,
@@ -134,6 +141,7 @@ impl RunArgs {
             cpus: given("--cpus", self.cpus.as_ref()),
             memory: given("--memory", self.memory.as_ref()),
             disk: self.disk.iter().map(|text| disk(text)).collect::<Result<_, _>>()?,
+            share: self.share.iter().map(|text| share(text)).collect::<Result<_, _>>()?,
             console: given("--console", self.console.as_ref()),
             socket: given("--socket", self.socket.as_ref()),
             status_file: given("--status-file", self.status_file.as_ref()),
@@ -150,4 +158,9 @@ fn given<T: Clone>(flag: &'static str, value: Option<&T>) -> Option<Given<T>> {
 fn disk(text: &str) -> Result<Given<DiskConfig>, SpecError> {
     let disk = DiskConfig::parse(text).map_err(|problem| Given::by_flag("--disk", ()).refuse(problem))?;
     Ok(Given::by_flag("--disk", disk))
+}
+
+fn share(text: &str) -> Result<Given<ShareConfig>, SpecError> {
+    let share = ShareConfig::parse(text).map_err(|problem| Given::by_flag("--share", ()).refuse(problem))?;
+    Ok(Given::by_flag("--share", share))
 }

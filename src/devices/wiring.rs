@@ -65,8 +65,11 @@ pub trait Wiring: Send + Sync + Debug {
     fn map_readable(&self, slot: u32, gpa: Option<u64>, pages: &RegisterPages) -> io::Result<()>;
 }
 
-#[cfg(test)]
-pub(crate) mod mock {
+/// A hypervisor that only remembers.
+#[cfg(any(test, feature = "test-utils"))]
+pub mod mock {
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
+
     use std::os::fd::{AsRawFd, RawFd};
     use std::sync::{Mutex, MutexGuard};
 
@@ -74,7 +77,7 @@ pub(crate) mod mock {
 
     /// Remembers what was wired.
     #[derive(Debug, Default)]
-    pub(crate) struct MockWiring(Mutex<Seen>);
+    pub struct MockWiring(Mutex<Seen>);
 
     #[derive(Debug, Default)]
     struct Seen {
@@ -92,35 +95,38 @@ pub(crate) mod mock {
             self.0.lock().unwrap()
         }
 
-        pub(crate) fn route_updates(&self) -> usize {
+        /// How often the routes were changed.
+        pub fn route_updates(&self) -> usize {
             self.seen().route_updates
         }
 
         /// How often the interrupt was raised since the last call.
-        pub(crate) fn raised(&self, gsi: Gsi) -> u64 {
+        pub fn raised(&self, gsi: Gsi) -> u64 {
             self.seen().interrupts[gsi as usize].read().unwrap_or(0)
         }
 
         /// The interrupts that are off their eventfds.
-        pub(crate) fn detached(&self) -> Vec<Gsi> {
+        pub fn detached(&self) -> Vec<Gsi> {
             self.seen().detached.clone()
         }
 
-        pub(crate) fn doorbells(&self) -> Vec<u64> {
+        /// Where doorbells are attached.
+        pub fn doorbells(&self) -> Vec<u64> {
             self.seen().doorbells.iter().map(|&(gpa, _)| gpa).collect()
         }
 
         /// Attaches a doorbell no test function knows of.
-        pub(crate) fn attach_for_another(&self, gpa: u64) -> bool {
+        pub fn attach_for_another(&self, gpa: u64) -> bool {
             EventFd::new(0).and_then(|event| self.attach_doorbell(gpa, &event)).is_ok()
         }
 
         /// Doorbells that were attached twice, or detached without being there.
-        pub(crate) fn refused(&self) -> usize {
+        pub fn refused(&self) -> usize {
             self.seen().refused
         }
 
-        pub(crate) fn readable(&self) -> Vec<(u32, u64)> {
+        /// Slots and addresses of readable pages.
+        pub fn readable(&self) -> Vec<(u32, u64)> {
             self.seen().readable.clone()
         }
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::disk::DiskConfig;
 use super::error::{Problem, SpecError};
+use super::share::ShareConfig;
 
 /// The socket a VM listens on when nothing else is said.
 pub const DEFAULT_SOCKET: &str = "/run/nestling/nestling.sock";
@@ -88,6 +89,8 @@ pub struct Config {
     pub memory: Option<Given<String>>,
     /// `disk`: block devices, in order.
     pub disk: Vec<Given<DiskConfig>>,
+    /// `share`: directories of the host.
+    pub share: Vec<Given<ShareConfig>>,
     /// `console`: `virtio` or `serial`.
     pub console: Option<Given<String>>,
     /// `socket`: the status socket's path.
@@ -120,6 +123,7 @@ impl Config {
             cpus: over.cpus.or(self.cpus),
             memory: over.memory.or(self.memory),
             disk: if over.disk.is_empty() { self.disk } else { over.disk },
+            share: if over.share.is_empty() { self.share } else { over.share },
             console: over.console.or(self.console),
             socket: over.socket.or(self.socket),
             status_file: over.status_file.or(self.status_file),

@@ -170,6 +170,12 @@ pub enum Problem {
         /// What is wrong.
         reason: String,
     },
+    /// A share description that cannot be used.
+    #[error("a share cannot be this way: {reason}; write for example tag=data,dir=/srv/data")]
+    Share {
+        /// What is wrong.
+        reason: String,
+    },
     /// A disk format that is planned.
     #[error("disk format qcow2 is not supported yet: convert the image with `qemu-img convert -O raw`")]
     Qcow2,

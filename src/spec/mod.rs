@@ -11,6 +11,7 @@ pub mod error;
 mod files;
 mod options;
 mod resolve;
+pub mod share;
 pub mod size;
 pub mod yaml;
 

@@ -41,6 +41,8 @@ pub struct MachinePlan {
     pub cmdline: CmdlinePlan,
     /// Block devices in the order they were written: the first is the guest's `vda`.
     pub disks: Vec<DiskPlan>,
+    /// Shared directories.
+    pub shares: Vec<SharePlan>,
     /// Which console the guest gets.
     pub console: ConsoleKind,
 }
@@ -61,6 +63,50 @@ pub struct DiskPlan {
     pub path: PathBuf,
     /// The guest may not write; the image is opened read-only and its lock is shared.
     pub readonly: bool,
+}
+
+/// One virtio-fs device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SharePlan {
+    /// What the guest mounts it by, 1 to 36 bytes.
+    pub tag: String,
+    /// Who serves it.
+    pub server: ShareServer,
+}
+
+/// Who serves a share.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ShareServer {
+    /// A virtiofsd that Nestling starts.
+    Directory {
+        /// The host's directory.
+        path: PathBuf,
+        /// The guest may not write.
+        readonly: bool,
+        /// What the guest's kernel may keep.
+        cache: ShareCache,
+    },
+    /// A virtiofsd that the user runs: its socket.
+    Socket(PathBuf),
+}
+
+/// What the guest's kernel may keep of a share's files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ShareCache {
+    /// For a second: others on the host may change files.
+    Auto,
+    /// Nothing but what is mapped.
+    Never,
+    /// Everything, for ever.
+    Always,
+}
+
+impl MachinePlan {
+    /// Whether guest RAM has to be memory that another process can map.
+    #[must_use]
+    pub fn needs_shared_memory(&self) -> bool {
+        !self.shares.is_empty()
+    }
 }
 
 /// The guest's console device.

@@ -8,6 +8,7 @@ use super::disk::DiskConfig;
 use super::error::{Problem, SpecError};
 use super::files::{check_disk, check_image, check_status_file};
 use super::plan::{AllowBackend, CmdlinePlan, ConsoleKind, DiskPlan, MachinePlan, RunPlan};
+use super::share;
 use super::size::parse_size;
 
 /// The most vCPUs a machine has.
@@ -37,6 +38,7 @@ impl Config {
             initrd: self.initrd_path(memory_bytes)?,
             cmdline: self.cmdline_plan()?,
             disks: self.disk.iter().map(disk_plan).collect::<Result<_, _>>()?,
+            shares: share::plans(&self.share)?,
             console: self.console_kind()?,
         };
         Ok(RunPlan {

@@ -12,12 +12,13 @@ use super::config::{Config, Given, Origin};
 use super::disk::{self, DiskConfig};
 use super::error::SpecError;
 use super::files::in_words;
+use super::share::{self, ShareConfig};
 
 /// A spec is a page of text; a larger file is something else that was named by mistake.
 const MAX_BYTES: u64 = 1 << 20;
 
 /// The spec's keys, for spelling hints.
-const KEYS: [&str; 13] = [
+const KEYS: [&str; 14] = [
     "kernel",
     "initrd",
     "cmdline",
@@ -26,6 +27,7 @@ const KEYS: [&str; 13] = [
     "cpus",
     "memory",
     "disk",
+    "share",
     "console",
     "socket",
     "status-file",
@@ -46,6 +48,8 @@ struct Document {
     memory: Option<Spanned<String>>,
     #[serde(alias = "disks")]
     disk: Option<Vec<Spanned<DiskEntry>>>,
+    #[serde(alias = "shares")]
+    share: Option<Vec<Spanned<ShareConfig>>>,
     console: Option<Spanned<String>>,
     socket: Option<Spanned<String>>,
     status_file: Option<Spanned<String>>,
@@ -112,6 +116,7 @@ impl Document {
             cpus: text(self.cpus),
             memory: text(self.memory),
             disk: self.disk.unwrap_or_default().into_iter().map(|disk| disk_config(disk, &file)).collect(),
+            share: self.share.unwrap_or_default().into_iter().map(|share| place(share, &file)).collect(),
             console: text(self.console),
             socket: path(self.socket),
             status_file: path(self.status_file),
@@ -138,7 +143,11 @@ fn refuse(file: &Path, error: &YamlError) -> SpecError {
     let (line, column) = error.location().map_or((1, 1), |place| (place.line(), place.column()));
     let message = match error.without_snippet() {
         YamlError::SerdeUnknownField { field, expected, .. } => {
-            let keys: &[&str] = if expected.contains(&"kernel") { &KEYS } else { &disk::KEYS };
+            let keys: &[&str] = match () {
+                () if expected.contains(&"kernel") => &KEYS,
+                () if expected.contains(&"tag") => &share::KEYS,
+                () => &disk::KEYS,
+            };
             unknown_key(field, keys)
         }
         other => plain(&UserMessageFormatter.format_message(other)),

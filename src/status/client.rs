@@ -82,6 +82,22 @@ impl<'a> Client<'a> {
         self.ask(Method::POST, "/v1/stop").await.map(|_| ())
     }
 
+    /// Has vCPUs and devices rest; returns when they do.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn pause(&self) -> Result<(), ClientError> {
+        self.ask(Method::POST, "/v1/pause").await.map(|_| ())
+    }
+
+    /// Has them go on.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn resume(&self) -> Result<(), ClientError> {
+        self.ask(Method::POST, "/v1/resume").await.map(|_| ())
+    }
+
     /// Reads the event log, and with `follow` what comes after it; every piece of text goes to `sink` as it arrives.
     ///
     /// # Errors

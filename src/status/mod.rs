@@ -14,6 +14,7 @@ pub mod durable;
 mod events;
 mod metrics;
 pub mod model;
+pub mod operation;
 mod patience;
 pub mod probe;
 pub mod publisher;

@@ -31,5 +31,5 @@ impl Probe {
 }
 
 fn is_up(state: State) -> bool {
-    matches!(state, State::Booting | State::Running)
+    matches!(state, State::Booting | State::Running | State::Paused)
 }

@@ -11,10 +11,11 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, oneshot};
 
+use super::operation::{Asked, Operation, Refusal};
 use super::publisher::Publisher;
-use super::server::StopRequest;
+use super::server::{Requests, StopRequest};
 use super::{metrics, stream};
 
 /// Event streams at one time; each keeps its connection.
@@ -24,7 +25,7 @@ const MAX_STREAMS: usize = 16;
 #[derive(Debug, Clone)]
 pub(super) struct Api {
     publisher: Arc<Publisher>,
-    stop: mpsc::Sender<StopRequest>,
+    requests: Requests,
     streams: Arc<Semaphore>,
 }
 
@@ -41,17 +42,19 @@ fn yes() -> bool {
 }
 
 /// The router of one VM.
-pub(super) fn router(publisher: Arc<Publisher>, stop: mpsc::Sender<StopRequest>) -> Router {
+pub(super) fn router(publisher: Arc<Publisher>, requests: Requests) -> Router {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/events", get(events))
         .route("/v1/stop", post(request_stop))
+        .route("/v1/pause", post(|api| ask_for(api, Operation::Pause)))
+        .route("/v1/resume", post(|api| ask_for(api, Operation::Resume)))
         .route("/metrics", get(openmetrics))
         .fallback(|| async { refusal(StatusCode::NOT_FOUND, "there is nothing at this path") })
         .method_not_allowed_fallback(|| async {
             refusal(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method")
         })
-        .with_state(Api { publisher, stop, streams: Arc::new(Semaphore::new(MAX_STREAMS)) })
+        .with_state(Api { publisher, requests, streams: Arc::new(Semaphore::new(MAX_STREAMS)) })
 }
 
 async fn status(Shared(api): Shared<Api>) -> Response {
@@ -82,8 +85,35 @@ async fn request_stop(Shared(api): Shared<Api>) -> Response {
     if api.publisher.state().is_final() {
         return refusal(StatusCode::CONFLICT, "the machine has already ended");
     }
-    let _ = api.stop.try_send(StopRequest); // full: somebody asked before us, and one stop is enough
+    let _ = api.requests.stop.try_send(StopRequest); // full: somebody asked before us, and one stop is enough
     answer(StatusCode::ACCEPTED, &json!({ "state": api.publisher.state() }))
+}
+
+/// Has an operation done, and answers with the state when it is.
+async fn ask_for(Shared(api): Shared<Api>, operation: Operation) -> Response {
+    // While the machine is built or taken down nobody listens; who does looks again.
+    if let Some(why) = operation.denied_in(api.publisher.state()) {
+        return refusal(StatusCode::CONFLICT, why);
+    }
+    let (answer_to, answered) = oneshot::channel();
+    let asked = Asked { operation, answer: answer_to };
+    let waiting = async {
+        api.requests.operations.send(asked).await.ok()?;
+        answered.await.ok()
+    };
+    match waiting.await {
+        Some(Ok(())) => answer(StatusCode::OK, &json!({ "state": api.publisher.state() })),
+        Some(Err(refused)) => refusal(code_of(&refused), &refused.to_string()),
+        None => refusal(StatusCode::CONFLICT, "the machine has ended"),
+    }
+}
+
+fn code_of(refused: &Refusal) -> StatusCode {
+    match refused {
+        Refusal::NotNow(_) => StatusCode::CONFLICT,
+        Refusal::Bad(_) => StatusCode::BAD_REQUEST,
+        Refusal::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
+    }
 }
 
 fn answer(code: StatusCode, value: &impl Serialize) -> Response {

@@ -12,6 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
+use super::operation::Asked;
 use super::patience::Patient;
 use super::publisher::Publisher;
 use super::routes;
@@ -34,6 +35,15 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StopRequest;
 
+/// Where what clients ask for goes.
+#[derive(Debug, Clone)]
+pub struct Requests {
+    /// Stop requests; one place is enough.
+    pub stop: mpsc::Sender<StopRequest>,
+    /// Operations on the machine.
+    pub operations: mpsc::Sender<Asked>,
+}
+
 /// A running server.
 #[derive(Debug)]
 pub struct Server {
@@ -52,14 +62,14 @@ struct Reception {
 }
 
 impl Server {
-    /// Serves `publisher` on the claimed socket; stop requests go to `stop`, where one place is enough.
-    /// Must be called inside a tokio runtime.
+    /// Serves `publisher` on the claimed socket; what is asked for goes to `requests`. Must be called inside a tokio
+    /// runtime.
     #[must_use]
-    pub fn start(mut claim: Claim, publisher: Arc<Publisher>, stop: mpsc::Sender<StopRequest>) -> Self {
+    pub fn start(mut claim: Claim, publisher: Arc<Publisher>, requests: Requests) -> Self {
         let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let draining = watch::Sender::new(false);
         let reception = Reception {
-            router: routes::router(publisher, stop),
+            router: routes::router(publisher, requests),
             connections: Arc::clone(&connections),
             draining: draining.subscribe(),
         };

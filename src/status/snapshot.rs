@@ -20,6 +20,8 @@ pub enum State {
     Booting,
     /// The guest's kernel runs.
     Running,
+    /// vCPUs and devices rest; the guest goes on when it is resumed.
+    Paused,
     /// The machine is being taken down.
     Stopping,
     /// It ended as somebody wished: the guest powered off, or it was stopped from outside.
@@ -30,11 +32,12 @@ pub enum State {
 
 impl State {
     /// Every state, in the order of a life.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Preflight,
         Self::Creating,
         Self::Booting,
         Self::Running,
+        Self::Paused,
         Self::Stopping,
         Self::Stopped,
         Self::Failed,
@@ -48,6 +51,7 @@ impl State {
             Self::Creating => "creating",
             Self::Booting => "booting",
             Self::Running => "running",
+            Self::Paused => "paused",
             Self::Stopping => "stopping",
             Self::Stopped => "stopped",
             Self::Failed => "failed",
@@ -149,6 +153,9 @@ pub struct PlanSummary {
     pub console: String,
     /// The disks in order.
     pub disks: Vec<DiskSummary>,
+    /// The tags of the shared directories.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shares: Vec<String>,
 }
 
 /// One disk that was asked for.
@@ -177,6 +184,7 @@ impl From<&MachinePlan> for PlanSummary {
             initrd: plan.initrd.clone(),
             console: console.to_owned(),
             disks: plan.disks.iter().map(disk).collect(),
+            shares: plan.shares.iter().map(|share| share.tag.clone()).collect(),
         }
     }
 }

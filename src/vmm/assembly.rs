@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::control::Control;
 use super::error::{MachineError, resource};
+use super::shares;
 use super::vcpu::Buses;
 use super::wiring::KvmWiring;
 use crate::backend::console::{ConsoleInput, ConsoleLog};
@@ -83,11 +84,15 @@ impl Devices {
             }
         }
         let limit = MAX_DEVICES - FIXED_DEVICES;
-        if plan.disks.len() > limit {
-            return Err(MachineError::TooManyDisks { asked: plan.disks.len(), limit });
+        let asked = plan.disks.len() + plan.shares.len();
+        if asked > limit {
+            return Err(MachineError::TooManyDisks { asked, limit });
         }
         for (index, disk) in plan.disks.iter().enumerate() {
             devices.push(Arc::new(Block::new(RawDisk::open(&disk.path, disk.readonly)?, index)));
+        }
+        for share in &plan.shares {
+            devices.push(Arc::new(shares::open(share)?));
         }
         devices.push(Arc::new(Rng::default()));
 
@@ -112,6 +117,16 @@ impl Devices {
             ..DeviceFacts::default()
         });
         self.root.facts().into_iter().chain(platform).collect()
+    }
+
+    /// Lets every worker finish what it has begun and rest. The vCPUs rest already.
+    pub(super) fn pause(&self) {
+        self.virtio.iter().for_each(|function| function.pause());
+    }
+
+    /// Lets every worker go on.
+    pub(super) fn resume(&self) {
+        self.virtio.iter().for_each(|function| function.resume());
     }
 
     /// Stops every worker; disks are flushed.

@@ -6,6 +6,7 @@ use crate::backend::disk::DiskError;
 use crate::boot::BootError;
 use crate::boot::cmdline::CmdlineError;
 use crate::devices::bus::OverlapError;
+use crate::devices::virtio::vhost::VhostError;
 
 /// Why a machine could not be built or started. The text is one sentence with the path or value and the mend.
 #[derive(Debug, thiserror::Error)]
@@ -34,10 +35,10 @@ pub enum MachineError {
         /// KVM_CAP_MAX_VCPUS.
         limit: usize,
     },
-    /// More disks than the PCI bus has room for.
-    #[error("{asked} disks do not fit on the PCI bus; at most {limit} do")]
+    /// More disks and shares than the PCI bus has room for.
+    #[error("{asked} disks and shares do not fit on the PCI bus; at most {limit} do")]
     TooManyDisks {
-        /// Disks of the plan.
+        /// Disks and shares of the plan.
         asked: usize,
         /// What fits.
         limit: usize,
@@ -45,6 +46,14 @@ pub enum MachineError {
     /// A disk cannot be used.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// A share cannot be served.
+    #[error("the share `{tag}` cannot be served: {source}")]
+    Share {
+        /// Its tag.
+        tag: String,
+        /// Why.
+        source: VhostError,
+    },
     /// Kernel or initrd cannot be loaded.
     #[error(transparent)]
     Boot(#[from] BootError),

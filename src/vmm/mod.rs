@@ -12,6 +12,7 @@ mod kick;
 mod last_words;
 pub mod memory;
 mod postmortem;
+mod shares;
 mod stats;
 mod vcpu;
 mod wiring;
@@ -42,6 +43,7 @@ use crate::boot::cmdline::{self, CmdlineFacts};
 use crate::boot::{self, BootRequest, EntryPoint};
 use crate::spec::plan::{ConsoleKind, MachinePlan};
 use crate::status::model::{MachineEvent, MachineFacts, VcpuFacts};
+use crate::status::operation::{Operation, Refusal};
 use crate::x86::cpuid;
 
 /// One virtual machine.
@@ -84,7 +86,7 @@ impl Machine {
     /// As [`Machine::new`].
     pub fn with_console(plan: &MachinePlan, console_io: ConsoleIo) -> Result<Self, MachineError> {
         let mib = plan.memory_bytes >> 20;
-        let ram = GuestRam::new(plan.memory_bytes).map_err(|source| MachineError::Memory { mib, source })?;
+        let ram = reserve_ram(plan).map_err(|source| MachineError::Memory { mib, source })?;
         let (entry, hypervisor) = load_beside_kvm(plan, &ram)?;
         if usize::from(plan.cpus) > hypervisor.max_vcpus() {
             return Err(MachineError::TooManyVcpus { asked: plan.cpus, limit: hypervisor.max_vcpus() });
@@ -119,8 +121,12 @@ impl Machine {
         self.control.listen(events);
         for (id, slot) in self.vcpus.iter_mut().enumerate() {
             let Some(vcpu) = slot.waiting.take() else { continue };
+            self.control.wake_up();
             let thread = std::thread::Builder::new().name(format!("vcpu-{id}")).spawn(move || vcpu.run());
-            slot.thread = Some(thread.map_err(resource("a vCPU has no thread"))?);
+            slot.thread = Some(thread.map_err(|error| {
+                self.control.fall_asleep();
+                resource("a vCPU has no thread")(error)
+            })?);
         }
         Ok(())
     }
@@ -128,9 +134,9 @@ impl Machine {
     /// What the machine looks like now. Cheap enough for a request, not for a loop.
     #[must_use]
     pub fn facts(&self) -> MachineFacts {
-        let mut exits = BTreeMap::new();
+        let (mut exits, paused) = (BTreeMap::new(), self.control.is_pausing());
         let vcpus: Vec<VcpuFacts> =
-            self.vcpus.iter().enumerate().map(|(id, slot)| slot.facts(id as u8)).collect();
+            self.vcpus.iter().enumerate().map(|(id, slot)| slot.facts(id as u8, paused)).collect();
         for (reason, count) in vcpus.iter().flat_map(|vcpu| &vcpu.exits) {
             *exits.entry(reason.clone()).or_insert(0) += count;
         }
@@ -151,15 +157,47 @@ impl Machine {
         if tail.is_empty() { self.last_words.kernel_log() } else { tail }
     }
 
-    /// Stops every vCPU and device worker, flushes the disks, and returns when all threads are gone. Idempotent.
-    pub fn stop(&mut self) {
-        self.control.stop();
-        self.console.cancel();
+    /// Lets every vCPU leave the guest and every device finish what it has begun; returns when all of them rest. Idempotent.
+    /// The clock goes on: the guest finds the time that passed.
+    pub fn pause(&mut self) {
+        self.control.set_pausing(true);
+        self.kick();
+        self.control.wait_for_rest();
+        self.devices.pause();
+    }
+
+    /// Lets devices and vCPUs go on. Idempotent.
+    pub fn resume(&mut self) {
+        self.devices.resume();
+        self.control.set_pausing(false);
+    }
+
+    /// Does what a client asked for.
+    ///
+    /// # Errors
+    /// When the machine has nothing that the operation is about, or the value is not one for it.
+    pub fn carry_out(&mut self, operation: &Operation) -> Result<(), Refusal> {
+        match operation {
+            Operation::Pause => self.pause(),
+            Operation::Resume => self.resume(),
+        }
+        Ok(())
+    }
+
+    /// Makes every vCPU leave the guest.
+    fn kick(&self) {
         for slot in &self.vcpus {
             if let Some(thread) = &slot.thread {
                 slot.kicker.kick(thread);
             }
         }
+    }
+
+    /// Stops every vCPU and device worker, flushes the disks, and returns when all threads are gone. Idempotent.
+    pub fn stop(&mut self) {
+        self.control.stop();
+        self.console.cancel();
+        self.kick();
         for slot in &mut self.vcpus {
             if slot.thread.take().is_some_and(|thread| thread.join().is_err()) {
                 tracing::error!("a vCPU thread panicked");
@@ -182,16 +220,37 @@ impl std::fmt::Debug for Machine {
 }
 
 impl VcpuSlot {
-    fn facts(&self, id: u8) -> VcpuFacts {
-        let running = self.thread.as_ref().is_some_and(|thread| !thread.is_finished());
+    fn facts(&self, id: u8, paused: bool) -> VcpuFacts {
+        let alive = self.thread.as_ref().is_some_and(|thread| !thread.is_finished());
+        let state = match (alive, paused) {
+            (true, false) => "running",
+            (true, true) => "paused",
+            (false, _) => "stopped",
+        };
         VcpuFacts {
             id,
-            state: if running { "running" } else { "stopped" }.into(),
+            state: state.into(),
             exits: self.exits.by_name(),
             last_exit: self.exits.last(),
             kvm_exits_total: self.statistic.as_ref().and_then(ExitStatistic::read),
         }
     }
+}
+
+/// RAM of our own, unless a device needs memory that another process can map.
+fn reserve_ram(plan: &MachinePlan) -> io::Result<GuestRam> {
+    if !plan.needs_shared_memory() {
+        return GuestRam::new(plan.memory_bytes);
+    }
+    let ram = GuestRam::shared(plan.memory_bytes)?;
+    let backing = ram.backing();
+    match &backing.cost {
+        None => tracing::info!("guest RAM is a {}, because a share's server has to see it", backing.name),
+        Some(cost) => {
+            tracing::warn!("guest RAM is a {}, because a share's server has to see it: {cost}", backing.name)
+        }
+    }
+    Ok(ram)
 }
 
 /// Loads the guest's images while KVM makes the VM: KVM_CREATE_VM sleeps for milliseconds (on kernels before 6.14 it waits

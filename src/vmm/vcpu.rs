@@ -97,10 +97,24 @@ impl Vcpu {
             self.control.reach(BootStage::Entered);
         }
         while !self.control.is_stopping() {
+            if self.control.is_pausing() {
+                self.rest();
+                continue;
+            }
             if let Next::End(reason) = self.step() {
                 self.control.end(reason);
             }
         }
+        self.control.fall_asleep();
+    }
+
+    /// Waits outside the guest while the machine is paused.
+    fn rest(&mut self) {
+        self.control.rest();
+        // The kick that brought us here. One that comes from now on is not lost: `run` looks again before it enters.
+        self.fd.set_kvm_immediate_exit(0);
+        // The guest's lockup detectors see the time that passed (KVM API §4.72). A guest without kvmclock has none to tell.
+        let _ = self.fd.kvmclock_ctrl();
     }
 
     /// Enters the guest once and handles the exit.

@@ -1,7 +1,7 @@
 //! Runs `nestling` as a user does: the command, its console on a pipe, its socket.
 
 use std::io::{Read, Write};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
@@ -42,6 +42,12 @@ impl Kernel {
 
     pub(crate) fn initramfs(self) -> PathBuf {
         self.directory().join("initramfs.cpio")
+    }
+
+    /// The initramfs that has the probe, mkfs.ext4 and the modules of every device besides. It loads what the usual one
+    /// does; the rest is loaded by name: `probe load NAME…`.
+    pub(crate) fn devices(self) -> PathBuf {
+        self.directory().join("devices.cpio")
     }
 
     /// What `uname -r` says in it.
@@ -148,7 +154,18 @@ impl Vm {
 
     /// Starts `kernel` with its initramfs and a shell script as the workload.
     pub(crate) fn start_script(kernel: Kernel, arguments: &[&str], script: &str) -> Self {
-        let (vmlinux, initramfs) = (kernel.vmlinux(), kernel.initramfs());
+        Self::start_shell(kernel, &kernel.initramfs(), arguments, script)
+    }
+
+    /// The same with [`Kernel::devices`]. A script has no double quotes, for the kernel's command line keeps it in such;
+    /// all lines together fit 2048 bytes.
+    pub(crate) fn start_devices(kernel: Kernel, arguments: &[&str], script: &str) -> Self {
+        Self::start_shell(kernel, &kernel.devices(), arguments, script)
+    }
+
+    fn start_shell(kernel: Kernel, initramfs: &Path, arguments: &[&str], script: &str) -> Self {
+        assert!(!script.contains('"'), "the kernel's command line cannot carry {script}");
+        let vmlinux = kernel.vmlinux();
         let images = ["--kernel", vmlinux.to_str().unwrap(), "--initrd", initramfs.to_str().unwrap()];
         let workload = ["--", "/bin/sh", "-c", script];
         Self::start(&[&images, arguments, &workload].concat())
@@ -202,6 +219,14 @@ impl Vm {
         self.child.id() as i32
     }
 
+    /// Ends the VMM as a crash or the kernel's OOM killer does, without a last word; what the guest had said.
+    pub(crate) fn kill(mut self) -> String {
+        self.child.kill().unwrap();
+        let status = self.child.wait().unwrap();
+        assert_eq!(status.signal(), Some(libc::SIGKILL), "it had ended before: {status}");
+        self.console.all()
+    }
+
     /// Waits for the end.
     pub(crate) fn end(mut self) -> Ended {
         let (console, log) = (self.console.all(), self.log.all());
@@ -230,6 +255,13 @@ impl Ended {
     #[track_caller]
     pub(crate) fn assert_console(&self, text: &str) {
         assert!(self.console.contains(text), "no {text:?} in:\n{}\nlog:\n{}", self.console, self.log);
+    }
+
+    /// Fails unless the shell script came to its end, and said so with its last command `echo ALL DONE`.
+    #[track_caller]
+    pub(crate) fn assert_all_done(&self) {
+        self.assert_code(0);
+        self.assert_console("ALL DONE\r\n");
     }
 
     /// Exits to user space, all together.

@@ -70,6 +70,7 @@ impl Guest {
             initrd: None,
             cmdline: CmdlinePlan::Replace(format!("scenario={scenario}")),
             disks: Vec::new(),
+            shares: Vec::new(),
             console: ConsoleKind::Serial,
         };
         Self { plan, input: None }

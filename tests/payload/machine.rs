@@ -1,6 +1,8 @@
 //! RAM, CPUs, the PCI bus.
 
-use crate::harness::{Guest, Outcome, disk_image};
+use std::time::Duration;
+
+use crate::harness::{Guest, Outcome, Running, disk_image};
 
 const ONES: &str = "0xffffffff";
 
@@ -86,4 +88,46 @@ fn a_moved_bar_answers_at_its_new_place_only() {
     assert_eq!(outcome.value("after"), "Ok(16)");
     assert_eq!(outcome.value("undecoded"), "0xffff");
     assert_eq!(outcome.value("again"), "Ok(16)");
+}
+
+#[test]
+fn a_paused_machine_does_nothing_and_loses_nothing() {
+    let image = disk_image();
+    let mut running = Guest::new("disk-reads count=4000").disk(image.path(), false).start();
+    let reads = |running: &Running| {
+        let facts = running.machine.facts();
+        let disk = facts.devices.iter().find(|device| device.kind == "virtio-blk").unwrap();
+        disk.counters["reads"]
+    };
+    while reads(&running) == 0 {
+        std::thread::yield_now();
+    }
+    let mut pauses = 0;
+    let outcome = loop {
+        running.machine.pause();
+        let at_rest = reads(&running);
+        std::thread::sleep(Duration::from_millis(5));
+        assert_eq!(reads(&running), at_rest);
+        let facts = running.machine.facts();
+        assert!(facts.vcpus.iter().all(|vcpu| vcpu.state != "running"), "{:?}", facts.vcpus);
+        running.machine.resume();
+        pauses += 1;
+        if at_rest == 4000 || facts.vcpus[0].state == "stopped" {
+            break running.finish();
+        }
+    };
+    assert!(pauses > 1, "it was paused in the middle");
+    assert_eq!(outcome.value("all"), "true");
+    assert_eq!(outcome.device("virtio-blk", 0).counters["reads"], 4000);
+}
+
+#[test]
+fn a_paused_machine_can_be_stopped() {
+    let (reader, _keyboard) = nix::unistd::pipe().unwrap();
+    let mut running = Guest::new("console-echo").virtio_console(Some(reader)).start();
+    running.wait_for("ready");
+    running.machine.pause();
+    running.machine.pause();
+    running.machine.stop();
+    assert_eq!(running.machine.facts().vcpus[0].state, "stopped");
 }

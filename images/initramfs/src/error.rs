@@ -86,7 +86,15 @@ pub enum Error {
         /// Why, where the system said so.
         source: io::Error,
     },
-    /// `--file` or `--symlink` without its equals sign.
+    /// The shared libraries of a program cannot be told.
+    #[error("cannot tell which shared libraries {path} needs: {reason}")]
+    Libraries {
+        /// The program.
+        path: PathBuf,
+        /// Why, as ldd says it.
+        reason: String,
+    },
+    /// `--file`, `--program` or `--symlink` without its equals sign.
     #[error("{given:?} has no `=`: write {form}")]
     Pair {
         /// What was given.

@@ -8,6 +8,7 @@
 
 mod archive;
 mod error;
+mod libraries;
 mod modules;
 mod recipe;
 

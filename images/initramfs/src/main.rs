@@ -22,9 +22,15 @@ struct Arguments {
     /// Load no module but those given with --module
     #[arg(long, requires = "kernel")]
     no_default_modules: bool,
+    /// A module to pack but not to load: it can be loaded by name later; repeatable
+    #[arg(long = "spare-module", value_name = "NAME", requires = "kernel")]
+    spare_modules: Vec<String>,
     /// A file, and where it goes in the guest; repeatable
     #[arg(long = "file", value_name = "SRC=DST")]
     files: Vec<String>,
+    /// A program like --file, with the shared libraries it is linked with; repeatable
+    #[arg(long = "program", value_name = "SRC=DST")]
+    programs: Vec<String>,
     /// A symbolic link in the guest; repeatable
     #[arg(long = "symlink", value_name = "TARGET=LINK")]
     symlinks: Vec<String>,
@@ -51,19 +57,24 @@ fn main() -> ExitCode {
 
 fn pack(arguments: Arguments) -> Result<(), Error> {
     let defaults = DEFAULT_MODULES.iter().map(ToString::to_string).filter(|_| !arguments.no_default_modules);
-    let files = arguments.files.iter().map(|given| pair(given, "--file SRC=DST"));
+    let files = placed(&arguments.files, "--file SRC=DST")?;
+    let programs = placed(&arguments.programs, "--program SRC=DST")?;
     let symlinks = arguments.symlinks.iter().map(|given| pair(given, "--symlink TARGET=LINK"));
     let recipe = Recipe {
         init: arguments.init,
         kernel: arguments.kernel,
         modules: defaults.chain(arguments.modules).collect(),
-        files: files
-            .map(|file| file.map(|(source, path)| (source.into(), path)))
-            .collect::<Result<_, Error>>()?,
+        spare_modules: arguments.spare_modules,
+        files,
+        programs,
         symlinks: symlinks.collect::<Result<_, Error>>()?,
         busybox: arguments.busybox,
     };
     recipe.pack_into(&arguments.out)
+}
+
+fn placed(given: &[String], form: &'static str) -> Result<Vec<(PathBuf, String)>, Error> {
+    given.iter().map(|given| pair(given, form).map(|(source, path)| (source.into(), path))).collect()
 }
 
 /// Splits at the last `=`: a path of this machine may well have one, a path of the guest seldom does.

@@ -59,8 +59,36 @@ impl ModuleTree {
     /// Where a module's file goes in the guest: its usual place, without the suffix of a compression.
     #[must_use]
     pub fn guest_path(&self, path: &str) -> String {
-        let plain = path.split_once(".ko").map_or(path, |(stem, _)| stem);
-        format!("/lib/modules/{}/{plain}.ko", self.release())
+        format!("{}/{}", self.guest_directory(), plain_path(path))
+    }
+
+    /// The directory of the modules in the guest.
+    #[must_use]
+    pub fn guest_directory(&self) -> String {
+        format!("/lib/modules/{}", self.release())
+    }
+
+    /// A `modules.dep` of these modules and all they need, as the guest finds them: a loader that knows names reads it.
+    pub fn modules_dep<S: AsRef<str>>(&self, names: &[S]) -> Result<String, Error> {
+        let mut text = String::new();
+        for path in self.load_order(names)? {
+            text.push_str(&plain_path(&path));
+            text.push(':');
+            let mut needs = self.load_order(&[&path])?;
+            needs.pop();
+            for needed in needs.iter().rev() {
+                text.push(' ');
+                text.push_str(&plain_path(needed));
+            }
+            text.push('\n');
+        }
+        Ok(text)
+    }
+
+    /// A `modules.builtin`: what the kernel has without a file.
+    #[must_use]
+    pub fn modules_builtin(&self) -> String {
+        self.index.built_in.iter().fold(String::new(), |text, name| text + name + ".ko\n")
     }
 
     /// Depth first: what a module needs comes before it. `above` is the way down to here, to notice a circle.
@@ -118,6 +146,12 @@ impl Index {
         }
         Ok(index)
     }
+}
+
+/// A module's path without the suffix of a compression.
+fn plain_path(path: &str) -> String {
+    let plain = path.split_once(".ko").map_or(path, |(stem, _)| stem);
+    format!("{plain}.ko")
 }
 
 /// `kernel/drivers/char/hw_random/virtio-rng.ko.xz` is the module `virtio_rng`.

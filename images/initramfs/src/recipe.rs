@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::{Archive, Error, ModuleTree};
+use crate::{Archive, Error, ModuleTree, libraries};
 
 /// What a stock kernel needs for Nestling's devices. The console's come first: whatever fails after it can be read.
 pub const DEFAULT_MODULES: [&str; 4] = ["virtio_pci", "virtio_console", "virtio_blk", "virtio_rng"];
@@ -25,8 +25,12 @@ pub struct Recipe {
     pub kernel: Option<PathBuf>,
     /// The modules to load, in this order, each after what it needs.
     pub modules: Vec<String>,
+    /// Modules that are there to be loaded by name later, each with what it needs; the init leaves them alone.
+    pub spare_modules: Vec<String>,
     /// Files: where each lies here, and where it goes in the guest. Its permission bits go along.
     pub files: Vec<(PathBuf, String)>,
+    /// Programs, like `files`, that come with the shared libraries they are linked with, each at its path on this machine.
+    pub programs: Vec<(PathBuf, String)>,
     /// Symbolic links: what each points to, and where it is in the guest.
     pub symlinks: Vec<(String, String)>,
     /// A static busybox, installed with all its applets in `/bin`.
@@ -45,11 +49,15 @@ impl Recipe {
         }
         archive.file("/init", 0o755, read(&self.init)?)?;
         if let Some(kernel) = &self.kernel {
-            add_modules(&mut archive, &ModuleTree::open(kernel)?, &self.modules)?;
+            add_modules(&mut archive, &ModuleTree::open(kernel)?, &self.modules, &self.spare_modules)?;
         }
-        for (source, path) in &self.files {
-            let metadata = std::fs::metadata(source).map_err(|error| unreadable(source, error))?;
-            archive.file(path, metadata.permissions().mode(), read(source)?)?;
+        for (source, path) in self.files.iter().chain(&self.programs) {
+            add_file(&mut archive, source, path)?;
+        }
+        for (source, _) in &self.programs {
+            for library in libraries::of(source)? {
+                add_file(&mut archive, Path::new(&library), &library)?;
+            }
         }
         for (target, path) in &self.symlinks {
             archive.symlink(target, path)?;
@@ -81,16 +89,35 @@ impl Recipe {
     }
 }
 
-/// The module files at their usual place, and `/etc/modules`, the list that the init loads.
-fn add_modules(archive: &mut Archive, tree: &ModuleTree, names: &[String]) -> Result<(), Error> {
+/// The module files at their usual place; `/etc/modules`, the list that the init loads; and, when there are modules to
+/// load by name, the index files that say what is there.
+fn add_modules(
+    archive: &mut Archive,
+    tree: &ModuleTree,
+    names: &[String],
+    spare: &[String],
+) -> Result<(), Error> {
     let mut list = String::new();
     for path in tree.load_order(names)? {
-        let guest_path = tree.guest_path(&path);
-        archive.file(&guest_path, 0o644, tree.read(&path)?)?;
-        list.push_str(&guest_path);
+        list.push_str(&tree.guest_path(&path));
         list.push('\n');
     }
-    archive.file("/etc/modules", 0o644, list.into_bytes())
+    archive.file("/etc/modules", 0o644, list.into_bytes())?;
+    let all = [names, spare].concat();
+    for path in tree.load_order(&all)? {
+        archive.file(&tree.guest_path(&path), 0o644, tree.read(&path)?)?;
+    }
+    if !spare.is_empty() {
+        let directory = tree.guest_directory();
+        archive.file(&format!("{directory}/modules.dep"), 0o644, tree.modules_dep(&all)?.into_bytes())?;
+        archive.file(&format!("{directory}/modules.builtin"), 0o644, tree.modules_builtin().into_bytes())?;
+    }
+    Ok(())
+}
+
+fn add_file(archive: &mut Archive, source: &Path, path: &str) -> Result<(), Error> {
+    let metadata = std::fs::metadata(source).map_err(|error| unreadable(source, error))?;
+    archive.file(path, metadata.permissions().mode(), read(source)?)
 }
 
 /// `/bin/busybox` and a link for each applet, save where the archive has something already.
@@ -134,6 +161,8 @@ mod tests {
             init: directory.join("init"),
             kernel: Some(directory.into()),
             modules: vec!["a".into()],
+            spare_modules: Vec::new(),
+            programs: Vec::new(),
             files: vec![(directory.join("init"), "/usr/bin/tool".into())],
             symlinks: vec![("tool".into(), "/usr/bin/other".into())],
             busybox: None,
@@ -161,6 +190,37 @@ mod tests {
 
         let text = String::from_utf8_lossy(&bytes);
         assert!(text.contains("/lib/modules/1.0/kernel/b.ko\n/lib/modules/1.0/kernel/a.ko\n"));
+    }
+
+    #[test]
+    fn spare_modules_are_there_with_an_index_and_not_in_the_list() {
+        let directory = tempfile::tempdir().unwrap();
+        let spared =
+            Recipe { modules: vec!["b".into()], spare_modules: vec!["a".into()], ..recipe(directory.path()) };
+        let mut bytes = Vec::new();
+        let archive = spared.pack().unwrap();
+        archive.write_to(&mut bytes).unwrap();
+
+        let text = String::from_utf8_lossy(&bytes);
+        assert!(archive.contains("/lib/modules/1.0/kernel/a.ko"));
+        assert!(!text.contains("/lib/modules/1.0/kernel/a.ko\n"), "a spare module is in the list");
+        assert!(text.contains("kernel/b.ko:\nkernel/a.ko: kernel/b.ko\n"), "{text}");
+        assert!(archive.contains("/lib/modules/1.0/modules.builtin"));
+    }
+
+    #[test]
+    fn a_program_brings_its_libraries() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut recipe = recipe(directory.path());
+        recipe.programs.push(("/bin/true".into(), "/bin/true".into()));
+        let archive = recipe.pack().unwrap();
+
+        let libraries = libraries::of(Path::new("/bin/true")).unwrap();
+        assert!(
+            !libraries.is_empty() && libraries.iter().all(|path| archive.contains(path)),
+            "{libraries:?}"
+        );
+        assert!(archive.contains("/bin/true"));
     }
 
     #[test]

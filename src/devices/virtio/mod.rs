@@ -11,10 +11,11 @@
 pub mod block;
 pub mod common;
 pub mod console;
+pub mod fs;
 pub mod queue;
 pub mod rng;
-#[cfg(test)]
-mod testing;
+#[cfg(any(test, feature = "test-utils"))]
+pub mod testing;
 pub mod transport;
 pub mod vhost;
 pub mod worker;

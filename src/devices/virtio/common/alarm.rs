@@ -16,7 +16,7 @@ pub struct Alarm {
 
 impl Alarm {
     /// An alarm on these registers, not raised.
-    pub(super) fn new(registers: RegisterPages) -> Self {
+    pub(in crate::devices::virtio) fn new(registers: RegisterPages) -> Self {
         Self { registers, raised: Arc::default() }
     }
 

@@ -32,6 +32,20 @@ impl ConfigChange {
         Self { device: Arc::downgrade(device), registers, alarm, isr, msix }
     }
 
+    /// One that nobody hears, for a device without a transport.
+    ///
+    /// # Panics
+    /// When the host has no memory for a page.
+    #[cfg(any(test, feature = "test-utils"))]
+    #[must_use]
+    #[allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+    pub fn unheard(device: &Arc<dyn VirtioDevice>) -> Self {
+        let registers = RegisterPages::new(1).unwrap();
+        let wiring = Arc::new(crate::devices::wiring::mock::MockWiring::default());
+        let msix = Msix::new(RegisterPages::new(1).unwrap(), 1, wiring).unwrap();
+        Self::new(device, registers.clone(), Alarm::new(registers), Arc::default(), Arc::new(msix))
+    }
+
     /// The structure has changed: the driver reads a new generation of it, and gets its configuration interrupt.
     pub fn announce(&self) {
         self.show();

@@ -1,0 +1,68 @@
+//! What a client may ask of a machine that is there, beside its end.
+
+use tokio::sync::oneshot;
+
+use super::snapshot::State;
+
+/// Something to be done to the machine. Each is over when it is answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Operation {
+    /// vCPUs and devices rest.
+    Pause,
+    /// They go on.
+    Resume,
+}
+
+impl Operation {
+    /// Why this cannot be done in `state`, if it cannot.
+    #[must_use]
+    pub fn denied_in(&self, state: State) -> Option<&'static str> {
+        match (self, state) {
+            (Self::Pause, State::Running | State::Paused)
+            | (Self::Resume, State::Running | State::Paused) => None,
+            (Self::Pause | Self::Resume, State::Preflight | State::Creating | State::Booting) => {
+                Some("the guest's kernel has not come up yet")
+            }
+            (_, State::Stopping) => Some("the machine is being stopped"),
+            (_, State::Stopped | State::Failed) => Some("the machine has ended"),
+        }
+    }
+}
+
+/// Why an operation was not done.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The machine is not in a state for it.
+    #[error("{0}")]
+    NotNow(String),
+    /// The machine has nothing that it is about, or the value is none for it.
+    #[error("{0}")]
+    Bad(String),
+    /// It was tried and failed.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// An operation that somebody waits for.
+#[derive(Debug)]
+pub struct Asked {
+    /// What is to be done.
+    pub operation: Operation,
+    /// Who waits; gone when they gave up.
+    pub answer: oneshot::Sender<Result<(), Refusal>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_guest_that_came_up_and_has_not_ended_is_paused_or_resumed() {
+        for state in State::ALL {
+            let expected = matches!(state, State::Running | State::Paused);
+            for operation in [Operation::Pause, Operation::Resume] {
+                assert_eq!(operation.denied_in(state).is_none(), expected, "{operation:?} in {state:?}");
+            }
+        }
+    }
+}
