@@ -22,6 +22,8 @@ mod drivers;
 mod endings;
 #[path = "guest/exits.rs"]
 mod exits;
+#[path = "guest/share.rs"]
+mod share;
 #[path = "guest/storage.rs"]
 mod storage;
 

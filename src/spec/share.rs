@@ -144,7 +144,7 @@ mod tests {
             (&["tag=a,socket=/s,readonly=true"], "behind `socket`"),
             (&["tag=a,dir=/tmp,cache=most"], "auto, never or always"),
             (&["tag=a,dir=/tmp,readonly=yes"], "true or false"),
-            (&["tag=a,dir=/tmp,tga=b"], "did you mean `tag`"),
+            (&["tag=a,dir=/tmp,tags=b"], "did you mean `tag`"),
             (&["tag=a,dir=/tmp", "tag=a,dir=/"], "two shares have the tag `a`"),
             (&["tag=a,dir=/no/such/directory"], "/no/such/directory cannot be opened: No such file"),
             (&["tag=a,dir=/dev/null"], "/dev/null is a character device: give a directory"),

@@ -244,7 +244,8 @@ impl Msix {
         }
     }
 
-    fn is_pending(&self, vector: usize) -> bool {
+    /// Whether `vector` was signalled behind its mask.
+    pub(crate) fn is_pending(&self, vector: usize) -> bool {
         let (at, bit) = pending_bit(vector);
         self.page.u8(at) & bit != 0
     }

@@ -12,6 +12,7 @@ pub mod user;
 pub mod vsock;
 
 use std::os::fd::RawFd;
+use std::time::Duration;
 
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
@@ -33,12 +34,12 @@ pub enum VhostError {
         source: vhost::Error,
     },
     /// It did not answer for so long that it was given up.
-    #[error("{who} did not answer for {seconds} seconds and is given up")]
+    #[error("{who} did not answer for {patience:?} and is given up")]
     Silent {
         /// Who.
         who: String,
         /// How long.
-        seconds: u64,
+        patience: Duration,
     },
     /// It ended or hung up.
     #[error("{who} is gone; the driver may reset the device to try again")]

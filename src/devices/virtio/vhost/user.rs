@@ -143,7 +143,7 @@ impl VhostUser {
         let result = work(self);
         drop(done);
         match watch.join() {
-            Ok(true) => Err(VhostError::Silent { who: self.name.clone(), seconds: patience.as_secs() }),
+            Ok(true) => Err(VhostError::Silent { who: self.name.clone(), patience }),
             _ => result,
         }
     }
