@@ -26,6 +26,8 @@ mod exits;
 mod share;
 #[path = "guest/storage.rs"]
 mod storage;
+#[path = "guest/vsock.rs"]
+mod vsock;
 
 /// What every other test stands on: these guests run on true VT-x.
 #[test]

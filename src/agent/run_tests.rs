@@ -68,6 +68,7 @@ fn plan(dir: &Path) -> RunPlan {
         cmdline: CmdlinePlan::Append(String::new()),
         disks: Vec::new(),
         shares: Vec::new(),
+        vsock: None,
         console: ConsoleKind::Virtio,
     };
     let (socket, status_file) = (dir.join("n.sock"), Some(dir.join("status.json")));

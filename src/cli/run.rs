@@ -13,6 +13,7 @@ use crate::spec::disk::DiskConfig;
 use crate::spec::error::SpecError;
 use crate::spec::plan::RunPlan;
 use crate::spec::share::ShareConfig;
+use crate::spec::vsock::VsockConfig;
 use crate::spec::yaml;
 use crate::status::clock::Clock;
 use crate::status::model::EndReason;
@@ -84,6 +85,10 @@ pub(super) struct RunArgs {
     /// `mount -t virtiofs T /mnt`
     #[arg(long, value_name = "SHARE")]
     share: Vec<String>,
+    /// Streams between programs of the guest and of the host: `cid=N,path=FILE`. The host's connect to the Unix socket FILE
+    /// and say `CONNECT <port>`; the guest reaches FILE_<port> as port <port> of cid 2 [default: cid=3]
+    #[arg(long, value_name = "VSOCK")]
+    vsock: Option<String>,
 
     /// The guest's console: virtio (hvc0) or serial (ttyS0) [default: virtio]
     #[arg(long, value_name = "KIND")]
@@ -142,6 +147,7 @@ impl RunArgs {
             memory: given("--memory", self.memory.as_ref()),
             disk: self.disk.iter().map(|text| disk(text)).collect::<Result<_, _>>()?,
             share: self.share.iter().map(|text| share(text)).collect::<Result<_, _>>()?,
+            vsock: self.vsock.as_deref().map(vsock).transpose()?,
             console: given("--console", self.console.as_ref()),
             socket: given("--socket", self.socket.as_ref()),
             status_file: given("--status-file", self.status_file.as_ref()),
@@ -163,4 +169,9 @@ fn disk(text: &str) -> Result<Given<DiskConfig>, SpecError> {
 fn share(text: &str) -> Result<Given<ShareConfig>, SpecError> {
     let share = ShareConfig::parse(text).map_err(|problem| Given::by_flag("--share", ()).refuse(problem))?;
     Ok(Given::by_flag("--share", share))
+}
+
+fn vsock(text: &str) -> Result<Given<VsockConfig>, SpecError> {
+    let vsock = VsockConfig::parse(text).map_err(|problem| Given::by_flag("--vsock", ()).refuse(problem))?;
+    Ok(Given::by_flag("--vsock", vsock))
 }

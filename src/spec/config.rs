@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::disk::DiskConfig;
 use super::error::{Problem, SpecError};
 use super::share::ShareConfig;
+use super::vsock::VsockConfig;
 
 /// The socket a VM listens on when nothing else is said.
 pub const DEFAULT_SOCKET: &str = "/run/nestling/nestling.sock";
@@ -91,6 +92,8 @@ pub struct Config {
     pub disk: Vec<Given<DiskConfig>>,
     /// `share`: directories of the host.
     pub share: Vec<Given<ShareConfig>>,
+    /// `vsock`: streams to programs of the host.
+    pub vsock: Option<Given<VsockConfig>>,
     /// `console`: `virtio` or `serial`.
     pub console: Option<Given<String>>,
     /// `socket`: the status socket's path.
@@ -124,6 +127,7 @@ impl Config {
             memory: over.memory.or(self.memory),
             disk: if over.disk.is_empty() { self.disk } else { over.disk },
             share: if over.share.is_empty() { self.share } else { over.share },
+            vsock: over.vsock.or(self.vsock),
             console: over.console.or(self.console),
             socket: over.socket.or(self.socket),
             status_file: over.status_file.or(self.status_file),

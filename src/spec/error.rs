@@ -176,6 +176,37 @@ pub enum Problem {
         /// What is wrong.
         reason: String,
     },
+    /// A vsock description that cannot be read.
+    #[error("`{text}` does not describe a vsock device: {reason}, as in cid=3,path=/run/nestling/vm.vsock")]
+    Vsock {
+        /// What was written.
+        text: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A number that a vsock device cannot have.
+    #[error("`{text}` is not {what}: write {least} to {most}")]
+    VsockNumber {
+        /// What was written.
+        text: String,
+        /// What it should be.
+        what: &'static str,
+        /// The least that may be written.
+        least: u32,
+        /// The most.
+        most: u32,
+    },
+    /// A vsock path that leaves no room for a port behind it.
+    #[error(
+        "the vsock path {} has {length} bytes, and at most 96 leave room for `_<port>` behind it: choose a shorter one",
+        path.display()
+    )]
+    VsockPathTooLong {
+        /// The path.
+        path: PathBuf,
+        /// Its length.
+        length: usize,
+    },
     /// A disk format that is planned.
     #[error("disk format qcow2 is not supported yet: convert the image with `qemu-img convert -O raw`")]
     Qcow2,

@@ -13,6 +13,7 @@ mod options;
 mod resolve;
 pub mod share;
 pub mod size;
+pub mod vsock;
 pub mod yaml;
 
 pub mod plan;

@@ -43,6 +43,8 @@ pub struct MachinePlan {
     pub disks: Vec<DiskPlan>,
     /// Shared directories.
     pub shares: Vec<SharePlan>,
+    /// Streams between programs of the guest and of the host, if any.
+    pub vsock: Option<VsockPlan>,
     /// Which console the guest gets.
     pub console: ConsoleKind,
 }
@@ -107,6 +109,17 @@ impl MachinePlan {
     pub fn needs_shared_memory(&self) -> bool {
         !self.shares.is_empty()
     }
+}
+
+/// The virtio-vsock device.
+#[derive(Debug, Clone)]
+pub struct VsockPlan {
+    /// The guest's address, 3 to 2^32 - 2.
+    pub cid: u32,
+    /// The Unix socket the host's programs connect to, at most 96 bytes; those the guest reaches are at `<path>_<port>`.
+    pub path: PathBuf,
+    /// The most connections at the same time.
+    pub connections: u32,
 }
 
 /// The guest's console device.

@@ -10,6 +10,7 @@ use super::files::{check_disk, check_image, check_status_file};
 use super::plan::{AllowBackend, CmdlinePlan, ConsoleKind, DiskPlan, MachinePlan, RunPlan};
 use super::share;
 use super::size::parse_size;
+use super::vsock;
 
 /// The most vCPUs a machine has.
 const MAX_CPUS: u8 = 32;
@@ -39,6 +40,7 @@ impl Config {
             cmdline: self.cmdline_plan()?,
             disks: self.disk.iter().map(disk_plan).collect::<Result<_, _>>()?,
             shares: share::plans(&self.share)?,
+            vsock: self.vsock.as_ref().map(vsock::plan).transpose()?,
             console: self.console_kind()?,
         };
         Ok(RunPlan {

@@ -13,12 +13,13 @@ use super::disk::{self, DiskConfig};
 use super::error::SpecError;
 use super::files::in_words;
 use super::share::{self, ShareConfig};
+use super::vsock::{self, VsockConfig};
 
 /// A spec is a page of text; a larger file is something else that was named by mistake.
 const MAX_BYTES: u64 = 1 << 20;
 
 /// The spec's keys, for spelling hints.
-const KEYS: [&str; 14] = [
+const KEYS: [&str; 15] = [
     "kernel",
     "initrd",
     "cmdline",
@@ -28,6 +29,7 @@ const KEYS: [&str; 14] = [
     "memory",
     "disk",
     "share",
+    "vsock",
     "console",
     "socket",
     "status-file",
@@ -50,6 +52,7 @@ struct Document {
     disk: Option<Vec<Spanned<DiskEntry>>>,
     #[serde(alias = "shares")]
     share: Option<Vec<Spanned<ShareConfig>>>,
+    vsock: Option<Spanned<VsockConfig>>,
     console: Option<Spanned<String>>,
     socket: Option<Spanned<String>>,
     status_file: Option<Spanned<String>>,
@@ -117,6 +120,7 @@ impl Document {
             memory: text(self.memory),
             disk: self.disk.unwrap_or_default().into_iter().map(|disk| disk_config(disk, &file)).collect(),
             share: self.share.unwrap_or_default().into_iter().map(|share| place(share, &file)).collect(),
+            vsock: self.vsock.map(|vsock| place(vsock, &file)),
             console: text(self.console),
             socket: path(self.socket),
             status_file: path(self.status_file),
@@ -143,10 +147,11 @@ fn refuse(file: &Path, error: &YamlError) -> SpecError {
     let (line, column) = error.location().map_or((1, 1), |place| (place.line(), place.column()));
     let message = match error.without_snippet() {
         YamlError::SerdeUnknownField { field, expected, .. } => {
-            let keys: &[&str] = match () {
-                () if expected.contains(&"kernel") => &KEYS,
-                () if expected.contains(&"tag") => &share::KEYS,
-                () => &disk::KEYS,
+            let keys: &[&str] = match expected {
+                document if document.contains(&"kernel") => &KEYS,
+                share if share.contains(&"tag") => &share::KEYS,
+                vsock if vsock.contains(&"cid") => &vsock::KEYS,
+                _ => &disk::KEYS,
             };
             unknown_key(field, keys)
         }

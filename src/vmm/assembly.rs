@@ -11,6 +11,7 @@ use super::vcpu::Buses;
 use super::wiring::KvmWiring;
 use crate::backend::console::{ConsoleInput, ConsoleLog};
 use crate::backend::disk::RawDisk;
+use crate::backend::vsock::{VsockListener, raise_descriptor_limit};
 use crate::devices::bus::Bus;
 use crate::devices::pci::host_bridge::HostBridge;
 use crate::devices::pci::root::{MAX_DEVICES, PciRoot};
@@ -21,8 +22,9 @@ use crate::devices::virtio::block::Block;
 use crate::devices::virtio::console::Console;
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::transport::{BAR_SIZE, Context, VirtioPci};
+use crate::devices::virtio::vsock::Vsock;
 use crate::devices::wiring::Wiring;
-use crate::spec::plan::{ConsoleKind, MachinePlan};
+use crate::spec::plan::{ConsoleKind, MachinePlan, VsockPlan};
 use crate::status::model::{BootStage, DeviceFacts};
 use crate::x86::layout::{
     PCI_ECAM_SIZE, PCI_ECAM_START, PCI_MMIO_END, PCI_MMIO_START, SERIAL_GSI, SERIAL_PORT,
@@ -40,8 +42,8 @@ pub struct ConsoleIo {
 
 /// The readable mapping that shows configuration space; the devices' own come after it.
 const ECAM_SLOT: u32 = 0;
-/// Host bridge, console, entropy.
-const FIXED_DEVICES: usize = 3;
+/// Host bridge, console, vsock, entropy.
+const FIXED_DEVICES: usize = 4;
 
 /// Every device of one machine.
 pub(super) struct Devices {
@@ -94,6 +96,9 @@ impl Devices {
         for share in &plan.shares {
             devices.push(Arc::new(shares::open(share)?));
         }
+        if let Some(vsock) = &plan.vsock {
+            devices.push(vsock_device(vsock)?);
+        }
         devices.push(Arc::new(Rng::default()));
 
         let reach_kernel = move || control.reach(BootStage::Kernel);
@@ -138,6 +143,23 @@ impl Devices {
             input.stop();
         }
     }
+}
+
+fn vsock_device(plan: &VsockPlan) -> Result<Arc<Vsock>, MachineError> {
+    // A connection is a descriptor, and the usual soft limit is there for programs that use select(2).
+    match raise_descriptor_limit() {
+        Ok(limit) if limit < u64::from(plan.connections) => {
+            tracing::warn!(
+                limit,
+                connections = plan.connections,
+                "vsock: the limit of open files (ulimit -n) is lower than that of connections; what does not fit is refused"
+            );
+        }
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "vsock: the limit of open files cannot be raised"),
+    }
+    let listener = VsockListener::bind(&plan.path)?;
+    Ok(Arc::new(Vsock::new(plan.cid, plan.connections, listener)))
 }
 
 /// Builds bus 0 with the host bridge and one function per device.

@@ -7,6 +7,7 @@ use crate::boot::BootError;
 use crate::boot::cmdline::CmdlineError;
 use crate::devices::bus::OverlapError;
 use crate::devices::virtio::vhost::VhostError;
+use crate::status::socket::SocketError;
 
 /// Why a machine could not be built or started. The text is one sentence with the path or value and the mend.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +55,9 @@ pub enum MachineError {
         /// Why.
         source: VhostError,
     },
+    /// The vsock socket cannot be had.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
     /// Kernel or initrd cannot be loaded.
     #[error(transparent)]
     Boot(#[from] BootError),

@@ -71,6 +71,7 @@ impl Guest {
             cmdline: CmdlinePlan::Replace(format!("scenario={scenario}")),
             disks: Vec::new(),
             shares: Vec::new(),
+            vsock: None,
             console: ConsoleKind::Serial,
         };
         Self { plan, input: None }

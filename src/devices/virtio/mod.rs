@@ -18,6 +18,7 @@ pub mod rng;
 pub mod testing;
 pub mod transport;
 pub mod vhost;
+pub mod vsock;
 pub mod worker;
 
 use std::collections::BTreeMap;
