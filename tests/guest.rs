@@ -26,6 +26,8 @@ mod exits;
 mod share;
 #[path = "guest/storage.rs"]
 mod storage;
+#[path = "guest/vhost.rs"]
+mod vhost;
 #[path = "guest/vsock.rs"]
 mod vsock;
 

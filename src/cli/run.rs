@@ -86,7 +86,8 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "SHARE")]
     share: Vec<String>,
     /// Streams between programs of the guest and of the host: `cid=N,path=FILE`. The host's connect to the Unix socket FILE
-    /// and say `CONNECT <port>`; the guest reaches FILE_<port> as port <port> of cid 2 [default: cid=3]
+    /// and say `CONNECT <port>`; the guest reaches FILE_<port> as port <port> of cid 2. Or `cid=N,vhost=true`: the node's
+    /// own AF_VSOCK, through /dev/vhost-vsock [default: cid=3]
     #[arg(long, value_name = "VSOCK")]
     vsock: Option<String>,
 

@@ -116,10 +116,22 @@ impl MachinePlan {
 pub struct VsockPlan {
     /// The guest's address, 3 to 2^32 - 2.
     pub cid: u32,
-    /// The Unix socket the host's programs connect to, at most 96 bytes; those the guest reaches are at `<path>_<port>`.
-    pub path: PathBuf,
-    /// The most connections at the same time.
-    pub connections: u32,
+    /// What is at the other end.
+    pub host: VsockHost,
+}
+
+/// What a guest's vsock leads to.
+#[derive(Debug, Clone)]
+pub enum VsockHost {
+    /// Unix sockets.
+    Sockets {
+        /// The one the host's programs connect to, at most 96 bytes; those the guest reaches are at `<path>_<port>`.
+        path: PathBuf,
+        /// The most connections at the same time.
+        connections: u32,
+    },
+    /// The node's own AF_VSOCK, through `/dev/vhost-vsock`.
+    Kernel,
 }
 
 /// The guest's console device.

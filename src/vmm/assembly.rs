@@ -22,9 +22,10 @@ use crate::devices::virtio::block::Block;
 use crate::devices::virtio::console::Console;
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::transport::{BAR_SIZE, Context, VirtioPci};
+use crate::devices::virtio::vhost::vsock::VhostVsock;
 use crate::devices::virtio::vsock::Vsock;
 use crate::devices::wiring::Wiring;
-use crate::spec::plan::{ConsoleKind, MachinePlan, VsockPlan};
+use crate::spec::plan::{ConsoleKind, MachinePlan, VsockHost, VsockPlan};
 use crate::status::model::{BootStage, DeviceFacts};
 use crate::x86::layout::{
     PCI_ECAM_SIZE, PCI_ECAM_START, PCI_MMIO_END, PCI_MMIO_START, SERIAL_GSI, SERIAL_PORT,
@@ -97,7 +98,7 @@ impl Devices {
             devices.push(Arc::new(shares::open(share)?));
         }
         if let Some(vsock) = &plan.vsock {
-            devices.push(vsock_device(vsock)?);
+            devices.push(vsock_device(vsock, memory)?);
         }
         devices.push(Arc::new(Rng::default()));
 
@@ -145,21 +146,25 @@ impl Devices {
     }
 }
 
-fn vsock_device(plan: &VsockPlan) -> Result<Arc<Vsock>, MachineError> {
+fn vsock_device(plan: &VsockPlan, memory: &GuestMemoryMmap) -> Result<Arc<dyn VirtioDevice>, MachineError> {
+    let (path, connections) = match &plan.host {
+        VsockHost::Sockets { path, connections } => (path, *connections),
+        VsockHost::Kernel => return Ok(Arc::new(VhostVsock::new(plan.cid, memory)?)),
+    };
     // A connection is a descriptor, and the usual soft limit is there for programs that use select(2).
     match raise_descriptor_limit() {
-        Ok(limit) if limit < u64::from(plan.connections) => {
+        Ok(limit) if limit < u64::from(connections) => {
             tracing::warn!(
                 limit,
-                connections = plan.connections,
+                connections,
                 "vsock: the limit of open files (ulimit -n) is lower than that of connections; what does not fit is refused"
             );
         }
         Ok(_) => {}
         Err(error) => tracing::warn!(%error, "vsock: the limit of open files cannot be raised"),
     }
-    let listener = VsockListener::bind(&plan.path)?;
-    Ok(Arc::new(Vsock::new(plan.cid, plan.connections, listener)))
+    let listener = VsockListener::bind(path)?;
+    Ok(Arc::new(Vsock::new(plan.cid, connections, listener)))
 }
 
 /// Builds bus 0 with the host bridge and one function per device.

@@ -55,6 +55,9 @@ pub enum MachineError {
         /// Why.
         source: VhostError,
     },
+    /// The kernel does not serve the vsock.
+    #[error(transparent)]
+    VhostVsock(#[from] VhostError),
     /// The vsock socket cannot be had.
     #[error(transparent)]
     Socket(#[from] SocketError),
