@@ -138,7 +138,7 @@ test-guest: assets virtiofsd node
 	@cargo build --profile payload -p nestling-payload --features freestanding --target-dir target/payload
 	@cp -u target/payload/x86_64-unknown-linux-gnu/payload/nestling-payload $(ASSETS)/bin/
 	$(call say,'guests on VT-x')
-	NESTLING_NODE_MODULES=$${NESTLING_NODE_MODULES-vhost_net:vhost_vsock} \
+	NESTLING_NODE_MODULES=$${NESTLING_NODE_MODULES-vhost_net:vhost_vsock:loop} \
 	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(NODE) runner" NESTLING_PAYLOAD=$(ASSETS)/bin/nestling-payload \
 	cargo test --profile quick --features guest-tests --test guest --test payload -- \
 	  --test-threads=1 --nocapture --skip a_guest_that_never_exits_is_stopped

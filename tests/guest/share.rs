@@ -1,7 +1,7 @@
 //! A directory of the host in the guest, over a virtiofsd that Nestling starts.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -15,7 +15,7 @@ const READS: u64 = 10_000;
 
 #[test]
 fn a_directory_is_read_and_written_both_ways_and_reading_it_costs_no_exit() {
-    let directory = host::directory();
+    let directory = SharedDirectory::new();
     fs::write(directory.path().join("hello"), "from the host\n").unwrap();
     fs::write(directory.path().join("numbers"), vec![7; 512 * (READS as usize + 1)]).unwrap();
     let share = format!("tag=data,dir={},cache=never", directory.path().display());
@@ -52,7 +52,7 @@ fn a_directory_is_read_and_written_both_ways_and_reading_it_costs_no_exit() {
 
 #[test]
 fn a_read_only_share_refuses_writes() {
-    let directory = host::directory();
+    let directory = SharedDirectory::new();
     fs::write(directory.path().join("hello"), "from the host\n").unwrap();
     let share = format!("tag=data,dir={},readonly=true", directory.path().display());
     let script = "mount -t virtiofs data /mnt && cat /mnt/hello; echo x > /mnt/x || echo REFUSED; umount /mnt; echo ALL DONE";
@@ -68,7 +68,7 @@ fn a_read_only_share_refuses_writes() {
 #[test]
 fn a_share_on_huge_pages_survives_its_server() {
     let _pool = HugePages::reserve(160);
-    let directory = host::directory();
+    let directory = SharedDirectory::new();
     let share = format!("tag=data,dir={}", directory.path().display());
     let script = "set -e; stty -echo; echo WARM; read line; cd /sys/bus/virtio/drivers/virtiofs; \
                   for d in virtio*; do echo $d > unbind; echo $d > bind; done; \
@@ -109,6 +109,53 @@ fn device(status: &Value) -> &Value {
 
 fn print_memory(status: &Value) {
     println!("  memory: {}", status["memory"]);
+}
+
+/// What is shared: a directory on a file system that keeps its place when a listing goes on after something was deleted. Memory
+/// does not before Linux 6.6, so where /tmp is in memory, an ext2 of its own is mounted.
+struct SharedDirectory {
+    mounted: bool,
+    directory: tempfile::TempDir,
+}
+
+impl SharedDirectory {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let kind = nix::sys::statfs::statfs(directory.path()).unwrap().filesystem_type();
+        // tmpfs or ramfs: the kernel's rootfs is one of the two.
+        let mounted = [nix::sys::statfs::TMPFS_MAGIC, nix::sys::statfs::FsType(0x8584_58f6)].contains(&kind);
+        let shared = Self { mounted, directory };
+        if mounted {
+            let image = host::empty_disk(Path::new("/dev/shm"), &format!("share-{}", std::process::id()), 32);
+            let run = |arguments: &[&str]| {
+                assert!(host::busybox(arguments).status().unwrap().success(), "{arguments:?}")
+            };
+            run(&["mke2fs", "-F", image.to_str().unwrap()]);
+            run(&[
+                "mount",
+                "-o",
+                "loop",
+                "-t",
+                "ext2",
+                image.to_str().unwrap(),
+                shared.path().to_str().unwrap(),
+            ]);
+            fs::remove_file(image).unwrap();
+        }
+        shared
+    }
+
+    fn path(&self) -> &Path {
+        self.directory.path()
+    }
+}
+
+impl Drop for SharedDirectory {
+    fn drop(&mut self) {
+        if self.mounted {
+            let _ = host::busybox(&["umount", "-d", self.path().to_str().unwrap()]).status();
+        }
+    }
 }
 
 /// The child that is a virtiofsd.
