@@ -29,7 +29,7 @@ help:
 # ---- what has to be there ------------------------------------------------------------------------------------------
 
 # Debian packages by the command or file they bring.
-PACKAGES := cc:gcc busybox:busybox-static lz4:lz4 zstd:zstd xz:xz-utils dpkg-deb:dpkg
+PACKAGES := cc:gcc qemu-img:qemu-utils busybox:busybox-static lz4:lz4 zstd:zstd xz:xz-utils dpkg-deb:dpkg
 
 .PHONY: packages
 packages:

@@ -92,7 +92,14 @@ fn boot(image: &[u8]) -> (EntryPoint, Vec<u8>) {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(image).unwrap();
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY_BYTES)]).unwrap();
-    let request = BootRequest { kernel: file.path(), initrd: None, cmdline: CMDLINE, cpus: 1, serial: false };
+    let request = BootRequest {
+        kernel: file.path(),
+        initrd: None,
+        cmdline: CMDLINE,
+        cpus: 1,
+        serial: false,
+        watchdog: true,
+    };
     let entry = boot::load(&memory, &request).unwrap();
 
     let kvm = Kvm::new().expect("this test needs /dev/kvm");

@@ -127,7 +127,11 @@ fn every_bad_flag_is_one_sentence_and_leaves_nothing() {
         (vec!["--disk", "path=folder"], vec!["the disk folder cannot be opened", "Is a directory"]),
         (vec!["--disk", "path=folder,readonly=true"], vec!["the disk folder is a directory"]),
         (vec!["--disk", "empty"], vec!["the disk empty has 0 bytes"]),
-        (vec!["--disk", "path=disk,format=qcow2"], vec!["qcow2 is not supported yet", "qemu-img convert"]),
+        (
+            vec!["--disk", "path=disk,format=qcow2,io=uring"],
+            vec!["the disk disk: io=uring is for raw images"],
+        ),
+        (vec!["--disk", "partition=disk"], vec!["is not LABEL:PATH"]),
         (vec!["--disk", "path=disk,format=vmdk"], vec!["`vmdk`", "raw"]),
         (vec!["--disk", "path=disk,ro=true"], vec!["no key `ro`"]),
         (vec!["--disk", "readonly=true"], vec!["it has no path"]),
@@ -146,6 +150,7 @@ fn every_bad_flag_is_one_sentence_and_leaves_nothing() {
         ("--socket", long.as_str(), ["has 120 bytes", "107"]),
         ("--status-file", "missing/status.json", ["missing", "No such file"]),
         ("--allow-backend", "none", ["`none`", "hardware or any"]),
+        ("--watchdog", "maybe", ["`maybe`", "on or off"]),
         ("--status-file", "folder", ["a directory is there", "folder"]),
     ] {
         let output = nestling(place.dir.path(), &["run", "--kernel", "kernel", flag, path]);
@@ -188,7 +193,10 @@ fn every_bad_spec_is_one_sentence_with_line_and_column() {
         ("kernel: 'a\n", vec!["vm.yaml:1:9: unclosed quote"]),
         ("kernel: kernel\n  cpus: 2\n", vec!["vm.yaml:2:7: "]),
         ("kernel: kernel\ndisk:\n  - path: missing\n", vec!["vm.yaml:3:5: the disk missing"]),
-        ("kernel: kernel\ndisk:\n  - readonly: true\n", vec!["vm.yaml:3:5: missing field `path`"]),
+        (
+            "kernel: kernel\ndisk:\n  - readonly: true\n",
+            vec!["vm.yaml:3:5: the disk: it has neither a path nor partitions"],
+        ),
         ("- kernel\n", vec!["vm.yaml:1:1: `key: value` lines are expected"]),
         ("kernel: kernel\nlog-format: loud\n", vec!["vm.yaml:2:13: `loud`"]),
     ] {

@@ -22,6 +22,10 @@ mod drivers;
 mod endings;
 #[path = "guest/exits.rs"]
 mod exits;
+#[path = "guest/memory.rs"]
+mod memory;
+#[path = "guest/platform.rs"]
+mod platform;
 #[path = "guest/share.rs"]
 mod share;
 #[path = "guest/storage.rs"]

@@ -99,6 +99,7 @@ impl From<&EndReason> for Exit {
             EndReason::Reset => Self::GuestReset,
             EndReason::GuestPanic { .. } => Self::GuestPanic,
             EndReason::TripleFault => Self::TripleFault,
+            EndReason::Watchdog { .. } => Self::Watchdog,
             EndReason::KvmError { .. } => Self::KvmError,
             EndReason::Stopped { by } if by == "SIGINT" => Self::Interrupted,
             EndReason::Stopped { .. } => Self::Terminated,

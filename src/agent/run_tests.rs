@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::agent::signals::StopSignal;
 use crate::spec::plan::MachinePlan;
-use crate::spec::plan::{AllowBackend, CmdlinePlan, ConsoleKind};
+use crate::spec::plan::{AllowBackend, CmdlinePlan, ConsoleKind, RngPlan};
 use crate::status::client::Client;
 use crate::status::model::{BootStage, MachineFacts};
 use crate::status::operation::{Operation, Refusal};
@@ -46,6 +46,8 @@ impl Vm for Scripted {
                 Ok(())
             }
             Operation::Resume => Err(Refusal::Failed("it sleeps on".to_owned())),
+            Operation::SetMemory { target_bytes: 0 } => Err(Refusal::Bad("that is too little".to_owned())),
+            Operation::SetMemory { .. } => Ok(()),
         }
     }
 
@@ -61,6 +63,8 @@ fn machine(script: Vec<MachineEvent>) -> Scripted {
 
 fn plan(dir: &Path) -> RunPlan {
     let machine = MachinePlan {
+        balloon: None,
+        rng: RngPlan::default(),
         cpus: 1,
         memory_bytes: 256 << 20,
         kernel: PathBuf::from("/kernel"),
@@ -70,6 +74,7 @@ fn plan(dir: &Path) -> RunPlan {
         shares: Vec::new(),
         vsock: None,
         console: ConsoleKind::Virtio,
+        watchdog: true,
     };
     let (socket, status_file) = (dir.join("n.sock"), Some(dir.join("status.json")));
     RunPlan { machine, socket, status_file, allow_backend: AllowBackend::Any }
@@ -299,4 +304,28 @@ fn a_machine_that_is_not_up_yet_is_not_paused() {
         },
     );
     assert!(refused.contains("has not come up yet"), "{refused}");
+}
+
+#[test]
+fn memory_is_set_by_a_size_and_what_is_none_is_refused() {
+    let script = vec![MachineEvent::Stage(BootStage::Entered)];
+    let (_, refused, _, _dir) = live_with(
+        |_| Ok(machine(script)),
+        async |socket, _| {
+            let client = Client::new(socket);
+            until(&client, State::Booting).await;
+            client.set_memory("128M").await.expect("a size");
+            let mut refused = Vec::new();
+            for target in ["much", "0", ""] {
+                refused.push(client.set_memory(target).await.expect_err(target).to_string());
+            }
+            refused.push(client.set_memory(&"x".repeat(5000)).await.expect_err("too long").to_string());
+            client.stop().await.expect("accepted");
+            refused
+        },
+    );
+    let words = ["is no target", "too little", "is no target", "ength limit"];
+    for (refused, words) in refused.iter().zip(words) {
+        assert!(refused.contains(words), "{refused}");
+    }
 }

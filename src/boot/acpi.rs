@@ -3,8 +3,8 @@
 //! The machine is hardware-reduced (ACPI 6.5 §4.1): no PM timer, no SCI, no PIT, no PIC; and the FADT says there is no
 //! CMOS clock, keyboard controller or VGA. A stock kernel believes it and saves the tens of thousands of exits that
 //! looking for them would cost (seen in the log of Debian's 6.1: "Unable to read current time from RTC", "No PS/2
-//! controller found", no probing of either). What is left: reset and sleep registers, CPUs, the IOAPIC, and a PCI root whose
-//! functions all use MSI-X, so that there is no interrupt routing table.
+//! controller found", no probing of either). What is left: reset and sleep registers, CPUs, the IOAPIC, the few platform
+//! devices, and a PCI root whose functions all use MSI-X, so that there is no interrupt routing table.
 
 use acpi_tables::Aml;
 use acpi_tables::fadt::{FADT, FADTBuilder, Flags, PmProfile};
@@ -22,6 +22,7 @@ use crate::x86::layout::{
 };
 
 mod dsdt;
+mod wdat;
 
 const OEM_ID: [u8; 6] = *b"NESTLG";
 const OEM_TABLE_ID: [u8; 8] = *b"NESTLING";
@@ -45,12 +46,14 @@ pub struct Machine {
     pub cpus: u8,
     /// Whether there is a COM1 UART.
     pub serial: bool,
+    /// Whether there is a watchdog.
+    pub watchdog: bool,
 }
 
 /// One table and where it goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Table {
-    /// Its signature as file name: "dsdt", "facp", "apic", "mcfg", "xsdt", "rsdp".
+    /// Its signature as file name: "dsdt", "facp", "apic", "mcfg", "wdat", "xsdt", "rsdp".
     pub name: &'static str,
     /// Guest physical address.
     pub start: u64,
@@ -92,6 +95,9 @@ pub fn tables(machine: &Machine) -> Result<Vec<Table>, BootError> {
     xsdt.add_entry(place("facp", &fadt(dsdt)));
     xsdt.add_entry(place("apic", &madt(machine)));
     xsdt.add_entry(place("mcfg", &mcfg()));
+    if machine.watchdog {
+        xsdt.add_entry(place("wdat", &wdat::wdat()));
+    }
     let xsdt = place("xsdt", &xsdt);
     if next > ACPI_END {
         return Err(BootError::AcpiTooLarge { bytes: next - ACPI_START, limit: ACPI_END - ACPI_START });
@@ -120,7 +126,7 @@ fn fadt(dsdt: u64) -> FADT {
         .flag(Flags::ResetRegSup)
         .flag(Flags::Wbinvd)
         .flag(Flags::ProcC1)
-        // Set means "not a fixed-hardware button": there is none, and a power button will be a GED device in the DSDT.
+        // Set means "not a fixed-hardware button": there is none of those; the power button is a device of the DSDT.
         .flag(Flags::PwrButton)
         .flag(Flags::SlpButton)
         .flag(Flags::Headless);

@@ -45,6 +45,8 @@ pub struct BootRequest<'a> {
     pub cpus: u8,
     /// Whether the machine has a COM1 UART, for the DSDT.
     pub serial: bool,
+    /// Whether the machine has a watchdog, for the WDAT.
+    pub watchdog: bool,
 }
 
 /// What the boot parameters of either protocol point to.
@@ -67,7 +69,8 @@ pub fn load(memory: &GuestMemoryMmap, request: &BootRequest<'_>) -> Result<Entry
     let kernel = kernel::load(memory, &ram, request.kernel)?;
     let initrd = request.initrd.map(|path| initrd::load(memory, &ram, &kernel, path)).transpose()?;
     let cmdline = write_cmdline(memory, request.cmdline, &kernel)?;
-    let rsdp = acpi::write(memory, &acpi::Machine { cpus: request.cpus, serial: request.serial })?;
+    let &BootRequest { cpus, serial, watchdog, .. } = request;
+    let rsdp = acpi::write(memory, &acpi::Machine { cpus, serial, watchdog })?;
     let entry = write_parameters(memory, &ram, &kernel, Placed { cmdline, initrd, rsdp })?;
     registers::write_gdt(memory, &entry).map_err(BootError::writing("the GDT"))?;
     Ok(entry)

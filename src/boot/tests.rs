@@ -35,7 +35,7 @@ fn file(bytes: &[u8]) -> NamedTempFile {
 }
 
 fn request(kernel: &Path) -> BootRequest<'_> {
-    BootRequest { kernel, initrd: None, cmdline: CMDLINE, cpus: 2, serial: false }
+    BootRequest { kernel, initrd: None, cmdline: CMDLINE, cpus: 2, serial: false, watchdog: true }
 }
 
 /// Loads `kernel` into a guest of 32 MiB.

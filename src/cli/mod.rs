@@ -1,7 +1,9 @@
 //! The command line: one file per subcommand.
 
+mod disk;
 mod events;
 mod log;
+mod memory;
 mod output;
 mod pause;
 mod preflight;
@@ -24,8 +26,8 @@ use crate::status::clock::Clock;
 
 /// One VM in one pod: boots a guest under KVM inside a container and reports what it is doing.
 ///
-/// `nestling run` stays in the foreground until the guest ends; its exit code says how. The other commands ask a
-/// running instance over its socket.
+/// `nestling run` stays in the foreground until the guest ends; its exit code says how. `preflight` checks
+/// the node and `disk` makes images; the other commands ask a running instance over its socket.
 #[derive(Debug, Parser)]
 #[command(name = "nestling", version, arg_required_else_help = true, max_term_width = 100)]
 struct Cli {
@@ -42,6 +44,8 @@ enum Command {
     Stop(stop::StopArgs),
     Pause(pause::PauseArgs),
     Resume(pause::ResumeArgs),
+    Memory(memory::MemoryArgs),
+    Disk(disk::DiskArgs),
 }
 
 /// Which instance a command talks to.
@@ -85,6 +89,8 @@ impl Command {
             Self::Stop(args) => stop::run(args).code(),
             Self::Pause(args) => pause::pause(args).code(),
             Self::Resume(args) => pause::resume(args).code(),
+            Self::Memory(args) => memory::run(args).code(),
+            Self::Disk(args) => disk::run(args).code(),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use crate::status::model::{DeviceFacts, HostBackend, MemoryFacts, VcpuFacts};
+use crate::status::model::{BalloonFacts, DeviceFacts, HostBackend, MemoryFacts, VcpuFacts};
 use crate::status::snapshot::{End, PlanSummary, StageReached, Status};
 
 /// Width of the labels.
@@ -28,6 +28,9 @@ pub(super) fn status(status: &Status) -> String {
     row(&mut page, "plan", &plan_text(&status.plan));
     row(&mut page, "stages", &stages_text(&status.stages));
     row(&mut page, "memory", &memory_text(&status.machine.memory));
+    if let Some(balloon) = &status.machine.memory.balloon {
+        row(&mut page, "balloon", &balloon_text(balloon));
+    }
     for vcpu in &status.machine.vcpus {
         row(&mut page, &format!("vCPU {}", vcpu.id), &vcpu_text(vcpu));
     }
@@ -84,6 +87,37 @@ fn memory_text(memory: &MemoryFacts) -> String {
         size(memory.resident_bytes),
         memory.huge_share * 100.0,
         size(memory.overhead_bytes)
+    )
+}
+
+/// The memory and the balloon alone: what `nestling memory` shows.
+pub(super) fn memory(status: &Status) -> String {
+    let (mut page, memory) = (String::new(), &status.machine.memory);
+    row(&mut page, "memory", &memory_text(memory));
+    let Some(balloon) = &memory.balloon else {
+        row(&mut page, "balloon", "none");
+        return page;
+    };
+    row(&mut page, "balloon", &balloon_text(balloon));
+    let Some(guest) = &balloon.guest else {
+        row(&mut page, "guest", "its driver has not said anything yet");
+        return page;
+    };
+    row(&mut page, "guest", &format!("{} ago", duration(guest.age_ms)));
+    for (name, value) in &guest.values {
+        let text = if name.ends_with("_bytes") { size(*value) } else { value.to_string() };
+        let name = name.trim_end_matches("_bytes").replace('_', " ");
+        row(&mut page, "", &format!("{name} {text}"));
+    }
+    page
+}
+
+fn balloon_text(balloon: &BalloonFacts) -> String {
+    format!(
+        "{} for the guest, {} in the balloon, {} reported free so far",
+        size(balloon.target_bytes),
+        size(balloon.balloon_bytes),
+        size(balloon.reported_bytes)
     )
 }
 

@@ -39,8 +39,8 @@ A spec has one key per flag, with the same name:
 The guest's console is on stdout, Nestling's own log on stderr (filter: NESTLING_LOG=debug).
 SIGTERM or SIGINT stops the machine; a second one leaves at once.
 Exit codes: 0 the guest powered off, 130 or 143 stopped, 200 preflight, 201 bad input, 203 guest panic,
-204 guest reset, 205 triple fault, 206 KVM error, 210 internal error. They tell how the VM ended: a command's own exit
-status is on the console, not here.";
+204 guest reset, 205 triple fault, 206 KVM error, 207 watchdog, 210 internal error. They tell how the VM ended: a
+command's own exit status is on the console, not here.";
 
 /// Boot the VM and stay with it until it ends
 #[derive(Debug, Args)]
@@ -75,8 +75,9 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "SIZE|auto")]
     memory: Option<String>,
 
-    /// A disk, repeatable; the first is the guest's vda. FILE, or `path=FILE`; then `,readonly=true` and
-    /// `,format=raw` if wanted
+    /// A disk, repeatable; the first is the guest's vda. FILE, or `path=FILE`, or `partition=LABEL:FILE[:ro]` for each
+    /// partition; then `,readonly=true`, `,format=qcow2`, `,direct=true`, `,serial=S`, `,queues=N`,
+    /// `,cache=writethrough`, `,io=threads`, `,bytes-per-second=50M`, … if wanted: docs/spec.md has them all
     #[arg(long, value_name = "DISK")]
     disk: Vec<String>,
 
@@ -94,6 +95,18 @@ pub(super) struct RunArgs {
     /// The guest's console: virtio (hvc0) or serial (ttyS0) [default: virtio]
     #[arg(long, value_name = "KIND")]
     console: Option<String>,
+
+    /// The guest's watchdog, which ends the VM when the guest starts it and then falls silent: on or off [default: on]
+    #[arg(long, value_name = "on|off")]
+    watchdog: Option<String>,
+    /// The balloon, by which the host gets free guest memory back: `on` or `off`; then `,deflate-on-oom=on|off` and
+    /// `,free-page-reporting=on|off` if wanted [default: on, both on]
+    #[arg(long, value_name = "on|off")]
+    balloon: Option<String>,
+
+    /// Limit of the entropy device: `bytes-per-second=SIZE` [default: none]
+    #[arg(long, value_name = "LIMIT")]
+    rng: Option<String>,
 
     /// Where to serve the status [default: /run/nestling/nestling.sock]
     #[arg(long, value_name = "PATH")]
@@ -150,6 +163,9 @@ impl RunArgs {
             share: self.share.iter().map(|text| share(text)).collect::<Result<_, _>>()?,
             vsock: self.vsock.as_deref().map(vsock).transpose()?,
             console: given("--console", self.console.as_ref()),
+            watchdog: given("--watchdog", self.watchdog.as_ref()),
+            balloon: given("--balloon", self.balloon.as_ref()),
+            rng: given("--rng", self.rng.as_ref()),
             socket: given("--socket", self.socket.as_ref()),
             status_file: given("--status-file", self.status_file.as_ref()),
             allow_backend: given("--allow-backend", self.allow_backend.as_ref()),

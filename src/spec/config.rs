@@ -96,6 +96,12 @@ pub struct Config {
     pub vsock: Option<Given<VsockConfig>>,
     /// `console`: `virtio` or `serial`.
     pub console: Option<Given<String>>,
+    /// `watchdog`: `on` or `off`.
+    pub watchdog: Option<Given<String>>,
+    /// `balloon`: `on` or `off`, and its keys.
+    pub balloon: Option<Given<String>>,
+    /// `rng`: the entropy device's keys.
+    pub rng: Option<Given<String>>,
     /// `socket`: the status socket's path.
     pub socket: Option<Given<PathBuf>>,
     /// `status-file`: where the status is kept on disk.
@@ -129,6 +135,9 @@ impl Config {
             share: if over.share.is_empty() { self.share } else { over.share },
             vsock: over.vsock.or(self.vsock),
             console: over.console.or(self.console),
+            watchdog: over.watchdog.or(self.watchdog),
+            balloon: over.balloon.or(self.balloon),
+            rng: over.rng.or(self.rng),
             socket: over.socket.or(self.socket),
             status_file: over.status_file.or(self.status_file),
             allow_backend: over.allow_backend.or(self.allow_backend),

@@ -207,9 +207,26 @@ pub enum Problem {
         /// Its length.
         length: usize,
     },
-    /// A disk format that is planned.
-    #[error("disk format qcow2 is not supported yet: convert the image with `qemu-img convert -O raw`")]
-    Qcow2,
+    /// Another device's description that cannot be read.
+    #[error("`{text}` does not describe {what}: {reason}, as in {example}")]
+    Device {
+        /// What was written.
+        text: String,
+        /// Which device, with its article.
+        what: &'static str,
+        /// What is wrong.
+        reason: String,
+        /// A value that is right.
+        example: &'static str,
+    },
+    /// A value of a disk that cannot be.
+    #[error("the disk{disk}: {reason}")]
+    DiskValue {
+        /// Its path or its partitions, after a space.
+        disk: String,
+        /// What is wrong, with the mend.
+        reason: String,
+    },
     /// A disk without a single sector.
     #[error("the disk {} has {bytes} bytes and no whole sector: make it larger, for example `truncate -s 1G {}`", path.display(), path.display())]
     DiskEmpty {

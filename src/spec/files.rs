@@ -41,7 +41,7 @@ pub(super) fn check_disk<T>(given: &Given<T>, path: &Path, readonly: bool) -> Re
         return Ok(());
     }
     if !metadata.is_file() {
-        let wanted = "a raw image file or a block device";
+        let wanted = "an image file or a block device";
         return Err(wrong_kind(given, path, "disk", kind_in_words(&metadata), wanted));
     }
     if metadata.len() < 512 {

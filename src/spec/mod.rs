@@ -4,6 +4,7 @@
 //! the place it was typed at. [`config::Config::resolve`] then checks everything that can be checked before anything
 //! is started, and gives the plan. Nothing below this room checks these values again.
 
+mod balloon;
 mod command;
 pub mod config;
 pub mod disk;
@@ -11,6 +12,7 @@ pub mod error;
 mod files;
 mod options;
 mod resolve;
+mod rng;
 pub mod share;
 pub mod size;
 pub mod vsock;

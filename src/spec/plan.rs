@@ -2,7 +2,7 @@
 //!
 //! Nothing below this room checks these values again.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// One `nestling run`: the machine, and what is around it.
 #[derive(Debug, Clone)]
@@ -47,6 +47,34 @@ pub struct MachinePlan {
     pub vsock: Option<VsockPlan>,
     /// Which console the guest gets.
     pub console: ConsoleKind,
+    /// Whether the guest gets a watchdog, whose expiry ends the machine.
+    pub watchdog: bool,
+    /// The balloon, if there is one.
+    pub balloon: Option<BalloonPlan>,
+    /// The entropy device.
+    pub rng: RngPlan,
+}
+
+/// The balloon: guest memory the host can have back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BalloonPlan {
+    /// The guest takes memory out of the balloon rather than kill a process for want of it.
+    pub deflate_on_oom: bool,
+    /// The guest reports free memory without being asked.
+    pub free_page_reporting: bool,
+}
+
+impl Default for BalloonPlan {
+    fn default() -> Self {
+        Self { deflate_on_oom: true, free_page_reporting: true }
+    }
+}
+
+/// The entropy device.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RngPlan {
+    /// Random bytes the guest gets per second; no limit when absent.
+    pub bytes_per_second: Option<u64>,
 }
 
 /// How the kernel command line is put together.
@@ -59,12 +87,120 @@ pub enum CmdlinePlan {
 }
 
 /// One virtio-blk device.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskPlan {
-    /// The image file or block device.
-    pub path: PathBuf,
+    /// Where its bytes are.
+    pub source: DiskSource,
     /// The guest may not write; the image is opened read-only and its lock is shared.
     pub readonly: bool,
+    /// The page cache is left out (`O_DIRECT`).
+    pub direct: bool,
+    /// When a write is done, as long as the driver does not choose.
+    pub cache: CacheMode,
+    /// Who does the I/O.
+    pub io: DiskIo,
+    /// The serial number, 1 to 20 bytes of ASCII; `None` is `nestling-` and the disk's number.
+    pub serial: Option<String>,
+    /// Request queues, 1 to 32; `None` is one for each vCPU.
+    pub queues: Option<u16>,
+    /// The limit of bytes.
+    pub bytes: Option<RateLimit>,
+    /// The limit of requests.
+    pub ops: Option<RateLimit>,
+}
+
+/// Where a disk's bytes are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DiskSource {
+    /// In an image.
+    Image {
+        /// The image file or block device.
+        path: PathBuf,
+        /// Its format; `None` is told by its name, if its beginning agrees.
+        format: Option<DiskFormat>,
+        /// The backing file that a qcow2 image names is opened.
+        follow_backing: bool,
+    },
+    /// In several raw images, which are the partitions of one disk.
+    Partitions(Vec<PartitionPlan>),
+}
+
+/// One partition of a composite disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartitionPlan {
+    /// Its name in the partition table, 1 to 36 characters.
+    pub label: String,
+    /// The raw image.
+    pub path: PathBuf,
+    /// The guest may not write.
+    pub readonly: bool,
+}
+
+/// How the bytes of an image become those of a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskFormat {
+    /// As they are.
+    Raw,
+    /// QEMU's copy-on-write format.
+    Qcow2,
+}
+
+/// When a write is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CacheMode {
+    /// When it is in the page cache or the device's; a flush makes it stable.
+    Writeback,
+    /// When it is stable.
+    Writethrough,
+}
+
+/// Who does a disk's I/O.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskIo {
+    /// io_uring where it can be had, else threads.
+    Auto,
+    /// io_uring, or the VM does not start.
+    Uring,
+    /// Threads.
+    Threads,
+}
+
+/// A token bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RateLimit {
+    /// Tokens that come in a second; at least 1.
+    pub per_second: u64,
+    /// Tokens beyond those of one second that may be saved up.
+    pub burst: u64,
+}
+
+impl DiskPlan {
+    /// An image of which nothing more is said.
+    #[must_use]
+    pub fn image(path: &Path, readonly: bool) -> Self {
+        Self {
+            source: DiskSource::Image { path: path.to_owned(), format: None, follow_backing: true },
+            readonly,
+            direct: false,
+            cache: CacheMode::Writeback,
+            io: DiskIo::Auto,
+            serial: None,
+            queues: None,
+            bytes: None,
+            ops: None,
+        }
+    }
+
+    /// The image, or that of the first partition.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        match &self.source {
+            DiskSource::Image { path, .. } => path,
+            DiskSource::Partitions(partitions) => {
+                partitions.first().map_or(Path::new(""), |first| &first.path)
+            }
+        }
+    }
 }
 
 /// One virtio-fs device.

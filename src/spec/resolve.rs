@@ -4,13 +4,12 @@ use std::path::PathBuf;
 
 use super::command::to_cmdline;
 use super::config::{Config, DEFAULT_SOCKET, Given, Origin, choose};
-use super::disk::DiskConfig;
+use super::disk::disk_plan;
 use super::error::{Problem, SpecError};
-use super::files::{check_disk, check_image, check_status_file};
-use super::plan::{AllowBackend, CmdlinePlan, ConsoleKind, DiskPlan, MachinePlan, RunPlan};
-use super::share;
+use super::files::{check_image, check_status_file};
+use super::plan::{AllowBackend, BalloonPlan, CmdlinePlan, ConsoleKind, MachinePlan, RunPlan};
 use super::size::parse_size;
-use super::vsock;
+use super::{balloon, rng, share, vsock};
 
 /// The most vCPUs a machine has.
 const MAX_CPUS: u8 = 32;
@@ -42,6 +41,9 @@ impl Config {
             shares: share::plans(&self.share)?,
             vsock: self.vsock.as_ref().map(vsock::plan).transpose()?,
             console: self.console_kind()?,
+            watchdog: self.has_watchdog()?,
+            balloon: read(self.balloon.as_ref(), balloon::parse)?.unwrap_or(Some(BalloonPlan::default())),
+            rng: read(self.rng.as_ref(), rng::parse)?.unwrap_or_default(),
         };
         Ok(RunPlan {
             machine,
@@ -116,6 +118,15 @@ impl Config {
         .map(|kind| kind.unwrap_or(ConsoleKind::Virtio))
     }
 
+    fn has_watchdog(&self) -> Result<bool, SpecError> {
+        choose(self.watchdog.as_ref(), "on or off", |text| match text {
+            "on" | "true" => Some(true),
+            "off" | "false" => Some(false),
+            _ => None,
+        })
+        .map(|watchdog| watchdog.unwrap_or(true))
+    }
+
     fn allowed_backend(&self) -> Result<AllowBackend, SpecError> {
         choose(self.allow_backend.as_ref(), "hardware or any", |text| match text {
             "hardware" => Some(AllowBackend::Hardware),
@@ -147,6 +158,14 @@ impl Config {
     }
 }
 
+/// Reads a value that may not be there.
+fn read<T>(
+    given: Option<&Given<String>>,
+    parse: impl Fn(&str) -> Result<T, Problem>,
+) -> Result<Option<T>, SpecError> {
+    given.map(|given| parse(&given.value).map_err(|problem| given.refuse(problem))).transpose()
+}
+
 fn check_memory(given: &Given<String>, host_bytes: Option<u64>) -> Result<u64, SpecError> {
     let text = given.value.clone();
     let Some(bytes) = parse_size(&text) else { return Err(given.refuse(Problem::Size { text })) };
@@ -175,19 +194,6 @@ fn check_cmdline(given: &Given<String>) -> Result<String, SpecError> {
         }
     }
     Ok(text.clone())
-}
-
-fn disk_plan(given: &Given<DiskConfig>) -> Result<DiskPlan, SpecError> {
-    let disk = &given.value;
-    match disk.format.as_deref() {
-        None | Some("raw") => {}
-        Some("qcow2") => return Err(given.refuse(Problem::Qcow2)),
-        Some(other) => {
-            return Err(given.refuse(Problem::Choice { text: other.to_owned(), choices: "format raw" }));
-        }
-    }
-    check_disk(given, &disk.path, disk.readonly)?;
-    Ok(DiskPlan { path: disk.path.clone(), readonly: disk.readonly })
 }
 
 /// The CPUs this process may run on (its affinity and its cgroup's quota), at most 32.

@@ -26,6 +26,9 @@ fn a_kernel_alone_is_a_whole_spec() {
     assert_eq!(plan.machine.memory_bytes, DEFAULT_MEMORY);
     assert_eq!(plan.machine.cmdline, CmdlinePlan::Append(String::new()));
     assert_eq!(plan.machine.console, ConsoleKind::Virtio);
+    assert!(plan.machine.watchdog);
+    assert_eq!(plan.machine.balloon, Some(BalloonPlan::default()));
+    assert_eq!(plan.machine.rng.bytes_per_second, None);
     assert_eq!(plan.socket, PathBuf::from(DEFAULT_SOCKET));
     assert_eq!(plan.allow_backend, AllowBackend::Hardware);
 }
@@ -51,6 +54,16 @@ fn vcpus_are_one_to_thirty_two_or_auto() {
     }
     let auto = Config { cpus: Some(flag("auto")), ..Config::default() }.cpu_count().expect("auto");
     assert!((1..=32).contains(&auto));
+}
+
+#[test]
+fn a_watchdog_is_on_or_off_however_yaml_spells_it() {
+    for (text, on) in
+        [("on", Some(true)), ("true", Some(true)), ("off", Some(false)), ("false", Some(false)), ("5", None)]
+    {
+        let config = Config { watchdog: Some(flag(text)), ..Config::default() };
+        assert_eq!(config.has_watchdog().ok(), on, "{text}");
+    }
 }
 
 #[test]
@@ -92,4 +105,16 @@ fn an_initrd_that_fills_the_ram_is_refused() {
     assert!(config.initrd_path(65 << 20).is_ok());
     let message = config.initrd_path(64 << 20).expect_err("refused").to_string();
     assert!(message.contains("has 64 MiB and does not fit into 64 MiB of memory"), "{message}");
+}
+
+#[test]
+fn a_balloon_and_a_limit_are_read_and_refused_where_they_were_typed() {
+    let kernel = file(b"x");
+    let with = |balloon, rng| Config { kernel: path(&kernel), balloon, rng, ..Config::default() }.resolve();
+    let plan = with(Some(flag("off")), Some(flag("1K"))).expect("resolves").machine;
+    assert_eq!((plan.balloon, plan.rng.bytes_per_second), (None, Some(1024)));
+    for refused in [with(Some(flag("maybe")), None), with(None, Some(flag("0")))] {
+        let text = refused.expect_err("refused").to_string();
+        assert!(text.starts_with("--x: `") && text.contains(", as in "), "{text}");
+    }
 }

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_saphyr::{Error as YamlError, MessageFormatter, Spanned, UserMessageFormatter};
 
 use super::config::{Config, Given, Origin};
-use super::disk::{self, DiskConfig};
+use super::disk::{self, DiskConfig, PartitionConfig};
 use super::error::SpecError;
 use super::files::in_words;
 use super::share::{self, ShareConfig};
@@ -19,7 +19,7 @@ use super::vsock::{self, VsockConfig};
 const MAX_BYTES: u64 = 1 << 20;
 
 /// The spec's keys, for spelling hints.
-const KEYS: [&str; 15] = [
+const KEYS: &[&str] = &[
     "kernel",
     "initrd",
     "cmdline",
@@ -31,6 +31,9 @@ const KEYS: [&str; 15] = [
     "share",
     "vsock",
     "console",
+    "watchdog",
+    "balloon",
+    "rng",
     "socket",
     "status-file",
     "allow-backend",
@@ -54,6 +57,9 @@ struct Document {
     share: Option<Vec<Spanned<ShareConfig>>>,
     vsock: Option<Spanned<VsockConfig>>,
     console: Option<Spanned<String>>,
+    watchdog: Option<Spanned<String>>,
+    balloon: Option<Spanned<String>>,
+    rng: Option<Spanned<String>>,
     socket: Option<Spanned<String>>,
     status_file: Option<Spanned<String>>,
     allow_backend: Option<Spanned<String>>,
@@ -61,13 +67,33 @@ struct Document {
 }
 
 /// One disk of the list.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct DiskEntry {
+    path: Option<String>,
+    partitions: Option<Vec<PartitionEntry>>,
+    readonly: bool,
+    direct: bool,
+    format: Option<String>,
+    backing: Option<String>,
+    cache: Option<String>,
+    io: Option<String>,
+    serial: Option<String>,
+    queues: Option<String>,
+    bytes_per_second: Option<String>,
+    bytes_burst: Option<String>,
+    ops_per_second: Option<String>,
+    ops_burst: Option<String>,
+}
+
+/// One partition of a disk.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct DiskEntry {
+struct PartitionEntry {
+    label: String,
     path: String,
     #[serde(default)]
     readonly: bool,
-    format: Option<String>,
 }
 
 /// Reads a spec file.
@@ -122,6 +148,9 @@ impl Document {
             share: self.share.unwrap_or_default().into_iter().map(|share| place(share, &file)).collect(),
             vsock: self.vsock.map(|vsock| place(vsock, &file)),
             console: text(self.console),
+            watchdog: text(self.watchdog),
+            balloon: text(self.balloon),
+            rng: text(self.rng),
             socket: path(self.socket),
             status_file: path(self.status_file),
             allow_backend: text(self.allow_backend),
@@ -131,8 +160,26 @@ impl Document {
 }
 
 fn disk_config(entry: Spanned<DiskEntry>, file: &Arc<Path>) -> Given<DiskConfig> {
-    let Given { value: DiskEntry { path, readonly, format }, origin } = place(entry, file);
-    Given { value: DiskConfig { path: path.into(), readonly, format }, origin }
+    let Given { value: disk, origin } = place(entry, file);
+    let partition =
+        |PartitionEntry { label, path, readonly }| PartitionConfig { label, path: path.into(), readonly };
+    let value = DiskConfig {
+        path: disk.path.unwrap_or_default().into(),
+        partitions: disk.partitions.unwrap_or_default().into_iter().map(partition).collect(),
+        readonly: disk.readonly,
+        direct: disk.direct,
+        format: disk.format,
+        backing: disk.backing,
+        cache: disk.cache,
+        io: disk.io,
+        serial: disk.serial,
+        queues: disk.queues,
+        bytes_per_second: disk.bytes_per_second,
+        bytes_burst: disk.bytes_burst,
+        ops_per_second: disk.ops_per_second,
+        ops_burst: disk.ops_burst,
+    };
+    Given { value, origin }
 }
 
 fn place<T>(spanned: Spanned<T>, file: &Arc<Path>) -> Given<T> {
@@ -147,11 +194,16 @@ fn refuse(file: &Path, error: &YamlError) -> SpecError {
     let (line, column) = error.location().map_or((1, 1), |place| (place.line(), place.column()));
     let message = match error.without_snippet() {
         YamlError::SerdeUnknownField { field, expected, .. } => {
-            let keys: &[&str] = match expected {
-                document if document.contains(&"kernel") => &KEYS,
-                share if share.contains(&"tag") => &share::KEYS,
-                vsock if vsock.contains(&"cid") => &vsock::KEYS,
-                _ => &disk::KEYS,
+            let keys: &[&str] = if expected.contains(&"kernel") {
+                KEYS
+            } else if expected.contains(&"tag") {
+                &share::KEYS
+            } else if expected.contains(&"cid") {
+                &vsock::KEYS
+            } else if expected.contains(&"label") {
+                &disk::PARTITION_KEYS
+            } else {
+                &disk::KEYS
             };
             unknown_key(field, keys)
         }

@@ -8,13 +8,37 @@ fn refusal(text: &str) -> String {
 
 #[test]
 fn a_whole_spec_is_read_with_its_places() {
-    let text = "kernel: /boot/vmlinuz\ncpus: 2\nmemory: 1Gi\ndisk:\n  - path: /a.img\n    readonly: true\n";
+    let text = "kernel: /boot/vmlinuz\ncpus: 2\nmemory: 1Gi\ndisk:\n  - path: /a.img\n    readonly: true\n\
+        balloon: on\nrng: bytes-per-second=1M\n";
     let config = parse(text, Path::new("vm.yaml")).expect("parses");
     let cpus = config.cpus.expect("cpus");
     assert_eq!(cpus.value, "2");
     assert_eq!(cpus.origin.to_string(), "vm.yaml:2:7");
+    assert_eq!(config.balloon.expect("balloon").value, "on");
+    assert_eq!(config.rng.expect("rng").value, "bytes-per-second=1M");
     assert_eq!(config.disk.len(), 1);
     assert!(config.disk[0].value.readonly);
+}
+
+#[test]
+fn a_word_that_yaml_may_take_for_a_truth_value_stays_as_it_was_written() {
+    for word in ["on", "off", "true", "false"] {
+        let config = parse(&format!("watchdog: {word}\n"), Path::new("vm.yaml")).expect("parses");
+        assert_eq!(config.watchdog.expect("watchdog").value, word);
+    }
+}
+
+#[test]
+fn a_disk_s_keys_are_read_as_the_flag_s_are() {
+    let text = "disk:\n  - path: /a\n    direct: true\n    queues: 2\n    serial: 12\n    bytes-per-second: 10M\n  \
+                - partitions:\n      - {label: boot, path: /b, readonly: true}\n      - {label: data, path: /d}\n";
+    let config = parse(text, Path::new("vm.yaml")).expect("parses");
+    let flags =
+        ["/a,direct=true,queues=2,serial=12,bytes-per-second=10M", "partition=boot:/b:ro,partition=data:/d"];
+    for (disk, flag) in config.disk.iter().zip(flags) {
+        assert_eq!(disk.value, DiskConfig::parse(flag).expect("parses"));
+    }
+    assert_eq!(config.disk[1].origin.to_string(), "vm.yaml:7:5");
 }
 
 #[test]
@@ -26,7 +50,7 @@ fn an_empty_spec_says_nothing() {
 
 #[test]
 fn every_key_of_the_list_is_a_key_of_the_file() {
-    for key in KEYS.into_iter().filter(|key| *key != "disk") {
+    for key in KEYS.iter().copied().filter(|key| *key != "disk") {
         let value = if key == "command" { "[x]" } else { "x" };
         assert_ne!(
             parse(&format!("{key}: {value}\n"), Path::new("f")).expect(key),
@@ -46,7 +70,11 @@ fn bad_yaml_is_refused_with_line_and_column() {
             "disk:\n  - path: /a\n    read-only: true\n",
             "vm.yaml:3:5: there is no key `read-only`: did you mean `readonly`?",
         ),
-        ("disk:\n  - readonly: true\n", "vm.yaml:2:5: missing field `path`"),
+        (
+            "disk:\n  - partitions:\n    - labl: a\n",
+            "vm.yaml:3:7: there is no key `labl`: did you mean `label`?",
+        ),
+        ("disk:\n  - partitions:\n    - label: a\n", "vm.yaml:3:7: missing field `path`"),
         ("disk: /a\n", "vm.yaml:1:7: a list is expected here"),
         ("kernel:\n  - a\n", "vm.yaml:2:3: a single value is expected here"),
         ("kernel: a\nkernel: b\n", "vm.yaml:2:1: duplicate mapping key `kernel`"),

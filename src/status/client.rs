@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use axum::body::Bytes;
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper::{Method, Request, Response};
@@ -98,6 +98,15 @@ impl<'a> Client<'a> {
         self.ask(Method::POST, "/v1/resume").await.map(|_| ())
     }
 
+    /// Sets how much of its RAM the guest should do with, written as for `--memory`. The guest gets there in its own time.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn set_memory(&self, target: &str) -> Result<(), ClientError> {
+        let body = serde_json::json!({ "target": target }).to_string();
+        self.ask_with(Method::POST, "/v1/memory", body.into()).await.map(|_| ())
+    }
+
     /// Reads the event log, and with `follow` what comes after it; every piece of text goes to `sink` as it arrives.
     ///
     /// # Errors
@@ -108,7 +117,7 @@ impl<'a> Client<'a> {
         mut sink: impl FnMut(&[u8]) -> io::Result<()>,
     ) -> Result<(), ClientError> {
         let path = if follow { "/v1/events" } else { "/v1/events?follow=false" };
-        let response = self.in_time(self.request(Method::GET, path)).await?;
+        let response = self.in_time(self.request(Method::GET, path, Bytes::new())).await?;
         let mut response = self.accepted(response).await?;
         while let Some(frame) = response.frame().await {
             let frame = frame.map_err(|error| self.no_answer(error.to_string()))?;
@@ -121,8 +130,13 @@ impl<'a> Client<'a> {
 
     /// One question, one whole answer, in time.
     async fn ask(&self, method: Method, path: &str) -> Result<Bytes, ClientError> {
+        self.ask_with(method, path, Bytes::new()).await
+    }
+
+    /// The same with a body.
+    async fn ask_with(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ClientError> {
         self.in_time(async {
-            let response = self.request(method, path).await?;
+            let response = self.request(method, path, body).await?;
             self.whole_body(self.accepted(response).await?).await
         })
         .await
@@ -138,13 +152,18 @@ impl<'a> Client<'a> {
         }
     }
 
-    async fn request(&self, method: Method, path: &str) -> Result<Response<Incoming>, ClientError> {
+    async fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Response<Incoming>, ClientError> {
         let stream = UnixStream::connect(self.socket).await.map_err(|error| self.no_instance(&error))?;
         let request = Request::builder()
             .method(method)
             .uri(path)
             .header("host", "nestling")
-            .body(Empty::<Bytes>::new())
+            .body(Full::new(body))
             .map_err(|error| self.no_answer(error.to_string()))?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
             .await

@@ -96,6 +96,7 @@ fn shortened(reason: &EndReason) -> EndReason {
         EndReason::PowerOff
         | EndReason::Reset
         | EndReason::TripleFault
+        | EndReason::Watchdog { .. }
         | EndReason::GuestPanic { message: None } => return reason,
     };
     text.truncate(cut(text).len());

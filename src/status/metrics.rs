@@ -77,17 +77,31 @@ fn register_life(registry: &mut Registry, status: &Status) {
 
 fn register_memory(registry: &mut Registry, status: &Status) {
     let memory = &status.machine.memory;
-    let family = Family::<Labels<1>, Gauge>::default();
-    for (kind, bytes) in [
+    let mut kinds = vec![
         ("configured", memory.size_bytes),
         ("resident", memory.resident_bytes),
         ("huge", memory.huge_bytes),
         ("overhead", memory.overhead_bytes),
-    ] {
-        family.get_or_create(&[("kind", kind.to_owned())]).set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    ];
+    if let Some(balloon) = &memory.balloon {
+        kinds.extend([("target", balloon.target_bytes), ("balloon", balloon.balloon_bytes)]);
     }
-    let help = "Guest RAM configured, touched, and backed by huge pages, and the process' memory beyond it";
+    let help = "Guest RAM configured, touched, backed by huge pages, wanted for the guest and in the balloon, and the process' memory beyond it";
+    let family = gauges("kind", kinds.into_iter().map(|(kind, bytes)| (kind.to_owned(), bytes)));
     registry.register_with_unit("memory", help, Unit::Bytes, family);
+
+    // A gauge for each, because the guest may say what it likes: a counter must not fall.
+    let values = memory.balloon.iter().flat_map(|balloon| &balloon.guest).flat_map(|guest| &guest.values);
+    let family = gauges("statistic", values.map(|(name, value)| (name.clone(), *value)));
+    registry.register("guest_memory", "What the guest says of its memory: bytes and events", family);
+}
+
+fn gauges(label: &'static str, values: impl Iterator<Item = (String, u64)>) -> Family<Labels<1>, Gauge> {
+    let family = Family::<Labels<1>, Gauge>::default();
+    for (name, value) in values {
+        family.get_or_create(&[(label, name)]).set(i64::try_from(value).unwrap_or(i64::MAX));
+    }
+    family
 }
 
 fn register_exits(registry: &mut Registry, status: &Status) {

@@ -19,6 +19,11 @@ pub enum EndReason {
     },
     /// A vCPU triple-faulted (KVM_EXIT_SHUTDOWN).
     TripleFault,
+    /// The guest had started its watchdog and did not feed it in time.
+    Watchdog {
+        /// How long it was silent: the timeout it had set, in milliseconds.
+        silent_ms: u64,
+    },
     /// KVM could not go on: KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_FAIL_ENTRY or a failing KVM_RUN.
     KvmError {
         /// Which exit, with its sub-error or hardware reason in words.
@@ -130,6 +135,33 @@ pub struct MemoryFacts {
     pub huge_share: f64,
     /// Resident memory of the whole process that is not guest RAM.
     pub overhead_bytes: u64,
+    /// The balloon, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balloon: Option<BalloonFacts>,
+}
+
+/// Guest memory that the host has back, and what the guest says of the rest.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BalloonFacts {
+    /// RAM the guest should do with.
+    pub target_bytes: u64,
+    /// What is in the balloon, by the driver's word. `size_bytes - target_bytes` when it has come to the target.
+    pub balloon_bytes: u64,
+    /// Free memory the guest reported and the host took, all reports together.
+    pub reported_bytes: u64,
+    /// The guest's own numbers; absent until its driver sent some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest: Option<GuestMemoryFacts>,
+}
+
+/// Memory as the guest sees it. Whoever asks gets the last answer, and with that has asked for another.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestMemoryFacts {
+    /// How old the answer is.
+    pub age_ms: u64,
+    /// `free_bytes`, `available_bytes`, `total_bytes`, `cached_bytes`, `major_faults`, …: what the driver knows.
+    #[serde(flatten)]
+    pub values: BTreeMap<String, u64>,
 }
 
 /// One device.
@@ -142,7 +174,7 @@ pub struct DeviceFacts {
     /// What is behind it on the host, for example a disk's path.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backend: Option<String>,
-    /// `inactive`, `active` or `needs-reset`.
+    /// `inactive`, `active` or `needs-reset`; a watchdog is active while it counts down.
     pub state: String,
     /// Accesses to its registers that exited to user space.
     pub trapped_reads: u64,

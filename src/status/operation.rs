@@ -11,6 +11,11 @@ pub enum Operation {
     Pause,
     /// They go on.
     Resume,
+    /// The guest should do with so much of its RAM.
+    SetMemory {
+        /// Bytes the guest keeps.
+        target_bytes: u64,
+    },
 }
 
 impl Operation {
@@ -19,7 +24,11 @@ impl Operation {
     pub fn denied_in(&self, state: State) -> Option<&'static str> {
         match (self, state) {
             (Self::Pause, State::Running | State::Paused)
-            | (Self::Resume, State::Running | State::Paused) => None,
+            | (Self::Resume, State::Running | State::Paused)
+            | (Self::SetMemory { .. }, State::Booting | State::Running | State::Paused) => None,
+            (Self::SetMemory { .. }, State::Preflight | State::Creating) => {
+                Some("the machine is not there yet")
+            }
             (Self::Pause | Self::Resume, State::Preflight | State::Creating | State::Booting) => {
                 Some("the guest's kernel has not come up yet")
             }
@@ -63,6 +72,15 @@ mod tests {
             for operation in [Operation::Pause, Operation::Resume] {
                 assert_eq!(operation.denied_in(state).is_none(), expected, "{operation:?} in {state:?}");
             }
+        }
+    }
+
+    #[test]
+    fn memory_is_set_while_there_is_a_machine() {
+        for state in State::ALL {
+            let expected = matches!(state, State::Booting | State::Running | State::Paused);
+            let denied = Operation::SetMemory { target_bytes: 0 }.denied_in(state);
+            assert_eq!(denied.is_none(), expected, "{state:?}");
         }
     }
 }

@@ -1,6 +1,7 @@
 //! An end's reason in words.
 
 use std::fmt;
+use std::time::Duration;
 
 use super::model::EndReason;
 
@@ -13,6 +14,10 @@ impl fmt::Display for EndReason {
             Self::GuestPanic { message: Some(message) } => write!(f, "the guest kernel panicked: {message}"),
             Self::GuestPanic { message: None } => f.write_str("the guest kernel panicked"),
             Self::TripleFault => f.write_str("a vCPU triple-faulted: the guest lost its exception handlers"),
+            Self::Watchdog { silent_ms } => {
+                let seconds = Duration::from_millis(*silent_ms).as_secs_f64();
+                write!(f, "the watchdog expired: the guest had not fed it for {seconds} s")
+            }
             Self::KvmError { detail } => write!(f, "KVM could not run the guest: {detail}"),
             Self::Stopped { by } => write!(f, "the machine was stopped by {by}"),
             Self::PreflightFailed { detail } => write!(f, "this node or pod cannot run the VM: {detail}"),

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::body::Body;
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Query, State as Shared};
+use axum::body::{Body, Bytes};
+use axum::extract::rejection::{BytesRejection, QueryRejection};
+use axum::extract::{DefaultBodyLimit, Query, State as Shared};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -17,9 +17,13 @@ use super::operation::{Asked, Operation, Refusal};
 use super::publisher::Publisher;
 use super::server::{Requests, StopRequest};
 use super::{metrics, stream};
+use crate::spec::size::parse_size;
 
 /// Event streams at one time; each keeps its connection.
 const MAX_STREAMS: usize = 16;
+
+/// The longest body of a request, in bytes.
+const MAX_BODY: usize = 4 << 10;
 
 /// What the routes share.
 #[derive(Debug, Clone)]
@@ -27,6 +31,21 @@ pub(super) struct Api {
     publisher: Arc<Publisher>,
     requests: Requests,
     streams: Arc<Semaphore>,
+}
+
+/// The body of `/v1/memory`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MemoryRequest {
+    target: SizeValue,
+}
+
+/// A size: bytes, or as people write it.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum SizeValue {
+    Bytes(u64),
+    Text(String),
 }
 
 /// The query of `/v1/events`.
@@ -49,6 +68,7 @@ pub(super) fn router(publisher: Arc<Publisher>, requests: Requests) -> Router {
         .route("/v1/stop", post(request_stop))
         .route("/v1/pause", post(|api| ask_for(api, Operation::Pause)))
         .route("/v1/resume", post(|api| ask_for(api, Operation::Resume)))
+        .route("/v1/memory", post(set_memory).layer(DefaultBodyLimit::max(MAX_BODY)))
         .route("/metrics", get(openmetrics))
         .fallback(|| async { refusal(StatusCode::NOT_FOUND, "there is nothing at this path") })
         .method_not_allowed_fallback(|| async {
@@ -87,6 +107,25 @@ async fn request_stop(Shared(api): Shared<Api>) -> Response {
     }
     let _ = api.requests.stop.try_send(StopRequest); // full: somebody asked before us, and one stop is enough
     answer(StatusCode::ACCEPTED, &json!({ "state": api.publisher.state() }))
+}
+
+/// Sets how much of its RAM the guest should do with: `{"target": "128M"}`, or bytes as a number.
+async fn set_memory(api: Shared<Api>, body: Result<Bytes, BytesRejection>) -> Response {
+    let body = match body {
+        Ok(body) => body,
+        Err(rejection) => return refusal(rejection.status(), &rejection.body_text()),
+    };
+    let target = match serde_json::from_slice::<MemoryRequest>(&body) {
+        Ok(MemoryRequest { target: SizeValue::Bytes(bytes) }) => Some(bytes),
+        Ok(MemoryRequest { target: SizeValue::Text(text) }) => parse_size(&text),
+        Err(_) => None,
+    };
+    match target {
+        Some(target_bytes) => ask_for(api, Operation::SetMemory { target_bytes }).await,
+        None => {
+            refusal(StatusCode::BAD_REQUEST, r#"the body is no target: write for example {"target": "128M"}"#)
+        }
+    }
 }
 
 /// Has an operation done, and answers with the state when it is.

@@ -161,7 +161,7 @@ pub struct PlanSummary {
 /// One disk that was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskSummary {
-    /// The image file or block device.
+    /// The image file or block device; of a composite disk, that of its first partition.
     pub path: PathBuf,
     /// The guest may only read it.
     pub readonly: bool,
@@ -174,7 +174,7 @@ impl From<&MachinePlan> for PlanSummary {
             ConsoleKind::Serial => "serial",
         };
         let disk = |disk: &crate::spec::plan::DiskPlan| DiskSummary {
-            path: disk.path.clone(),
+            path: disk.path().to_owned(),
             readonly: disk.readonly,
         };
         Self {

@@ -6,26 +6,27 @@ use std::sync::Arc;
 
 use super::control::Control;
 use super::error::{MachineError, resource};
+use super::platform::Platform;
 use super::shares;
 use super::vcpu::Buses;
 use super::wiring::KvmWiring;
 use crate::backend::console::{ConsoleInput, ConsoleLog};
-use crate::backend::disk::RawDisk;
 use crate::backend::vsock::{VsockListener, raise_descriptor_limit};
 use crate::devices::bus::Bus;
 use crate::devices::pci::host_bridge::HostBridge;
 use crate::devices::pci::root::{MAX_DEVICES, PciRoot};
 use crate::devices::platform::power::{self, PowerControl, PowerRequest};
+use crate::devices::platform::pvpanic::PanicEvent;
 use crate::devices::platform::serial::{self, SerialInput, SerialPort};
 use crate::devices::virtio::VirtioDevice;
-use crate::devices::virtio::block::Block;
+use crate::devices::virtio::balloon::{Balloon, BalloonOptions};
 use crate::devices::virtio::console::Console;
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::transport::{BAR_SIZE, Context, VirtioPci};
 use crate::devices::virtio::vhost::vsock::VhostVsock;
 use crate::devices::virtio::vsock::Vsock;
 use crate::devices::wiring::Wiring;
-use crate::spec::plan::{ConsoleKind, MachinePlan, VsockHost, VsockPlan};
+use crate::spec::plan::{BalloonPlan, ConsoleKind, MachinePlan, VsockHost, VsockPlan};
 use crate::status::model::{BootStage, DeviceFacts};
 use crate::x86::layout::{
     PCI_ECAM_SIZE, PCI_ECAM_START, PCI_MMIO_END, PCI_MMIO_START, SERIAL_GSI, SERIAL_PORT,
@@ -43,14 +44,17 @@ pub struct ConsoleIo {
 
 /// The readable mapping that shows configuration space; the devices' own come after it.
 const ECAM_SLOT: u32 = 0;
-/// Host bridge, console, vsock, entropy.
-const FIXED_DEVICES: usize = 4;
+/// Host bridge, console, vsock, entropy, balloon.
+const FIXED_DEVICES: usize = 5;
 
 /// Every device of one machine.
 pub(super) struct Devices {
     pub(super) buses: Buses,
     root: Arc<PciRoot>,
     virtio: Vec<Arc<VirtioPci>>,
+    pub(super) platform: Platform,
+    /// The balloon, for a target.
+    pub(super) balloon: Option<Arc<Balloon>>,
     serial_input: Option<SerialInput>,
 }
 
@@ -62,15 +66,17 @@ pub(super) struct Parts<'a> {
     pub(super) control: Arc<Control>,
     pub(super) console: Arc<ConsoleLog>,
     pub(super) input: Option<ConsoleInput>,
+    pub(super) on_panic: Box<dyn Fn(PanicEvent) + Send + Sync>,
     pub(super) on_power: Box<dyn Fn(PowerRequest) + Send + Sync>,
 }
 
 impl Devices {
     /// Builds the plan's devices and puts them on the buses.
     pub(super) fn assemble(parts: Parts<'_>) -> Result<Self, MachineError> {
-        let Parts { plan, memory, wiring, control, console, mut input, on_power } = parts;
+        let Parts { plan, memory, wiring, control, console, mut input, on_panic, on_power } = parts;
         let mut pio = Bus::default();
         pio.add("power", power::FIRST_PORT.into(), power::PORTS, Arc::new(PowerControl::new(on_power)))?;
+        let platform = Platform::assemble(plan, memory, &wiring, &control, on_panic, &mut pio)?;
 
         let mut devices: Vec<Arc<dyn VirtioDevice>> = Vec::new();
         let mut serial_input = None;
@@ -92,7 +98,7 @@ impl Devices {
             return Err(MachineError::TooManyDisks { asked, limit });
         }
         for (index, disk) in plan.disks.iter().enumerate() {
-            devices.push(Arc::new(Block::new(RawDisk::open(&disk.path, disk.readonly)?, index)));
+            devices.push(Arc::new(super::disks::device(disk, index, plan.cpus)?));
         }
         for share in &plan.shares {
             devices.push(Arc::new(shares::open(share)?));
@@ -100,7 +106,10 @@ impl Devices {
         if let Some(vsock) = &plan.vsock {
             devices.push(vsock_device(vsock, memory)?);
         }
-        devices.push(Arc::new(Rng::default()));
+        let rng = Rng::new(plan.rng.bytes_per_second);
+        devices.push(Arc::new(rng.map_err(resource("the entropy device has no timer"))?));
+        let balloon = plan.balloon.map(|balloon| new_balloon(balloon, memory)).transpose()?;
+        devices.extend(balloon.iter().map(|balloon| Arc::clone(balloon) as _));
 
         let reach_kernel = move || control.reach(BootStage::Kernel);
         let plugged = plug(devices, memory, &wiring, reach_kernel);
@@ -109,7 +118,7 @@ impl Devices {
         mmio.add("pci-window", PCI_MMIO_START, PCI_MMIO_END - PCI_MMIO_START, root.window(PCI_MMIO_START))?;
         mmio.add("pci-ecam", PCI_ECAM_START, PCI_ECAM_SIZE, root.ecam())?;
         let buses = Buses { pio: Arc::new(pio), mmio: Arc::new(mmio) };
-        Ok(Self { buses, root, virtio, serial_input })
+        Ok(Self { buses, root, virtio, platform, balloon, serial_input })
     }
 
     /// Facts of the PCI functions in bus order, then of the platform devices that trapped.
@@ -117,7 +126,7 @@ impl Devices {
         let platform = self.buses.pio.trap_counts().into_iter().map(|trap| DeviceFacts {
             kind: trap.name.into(),
             address: if trap.base == 0 { "port any".into() } else { format!("port {:#x}", trap.base) },
-            state: "active".into(),
+            state: self.platform.state(trap.name).into(),
             trapped_reads: trap.reads,
             trapped_writes: trap.writes,
             ..DeviceFacts::default()
@@ -127,12 +136,14 @@ impl Devices {
 
     /// Lets every worker finish what it has begun and rest. The vCPUs rest already.
     pub(super) fn pause(&self) {
+        self.platform.pause();
         self.virtio.iter().for_each(|function| function.pause());
     }
 
     /// Lets every worker go on.
     pub(super) fn resume(&self) {
         self.virtio.iter().for_each(|function| function.resume());
+        self.platform.resume();
     }
 
     /// Stops every worker; disks are flushed.
@@ -140,6 +151,7 @@ impl Devices {
         for function in &self.virtio {
             function.shut_down();
         }
+        self.platform.shut_down();
         if let Some(input) = self.serial_input.take() {
             input.stop();
         }
@@ -165,6 +177,12 @@ fn vsock_device(plan: &VsockPlan, memory: &GuestMemoryMmap) -> Result<Arc<dyn Vi
     }
     let listener = VsockListener::bind(path)?;
     Ok(Arc::new(Vsock::new(plan.cid, connections, listener)))
+}
+
+fn new_balloon(plan: BalloonPlan, memory: &GuestMemoryMmap) -> Result<Arc<Balloon>, MachineError> {
+    let BalloonPlan { deflate_on_oom, free_page_reporting } = plan;
+    let options = BalloonOptions { deflate_on_oom, free_page_reporting };
+    Balloon::new(options, memory).map(Arc::new).map_err(resource("the balloon cannot be set up"))
 }
 
 /// Builds bus 0 with the host bridge and one function per device.

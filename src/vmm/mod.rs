@@ -4,6 +4,7 @@
 
 mod assembly;
 mod control;
+mod disks;
 mod error;
 pub mod exits;
 mod facts;
@@ -11,6 +12,7 @@ mod hypervisor;
 mod kick;
 mod last_words;
 pub mod memory;
+mod platform;
 mod postmortem;
 mod shares;
 mod stats;
@@ -42,7 +44,7 @@ use crate::backend::console::{ConsoleInput, ConsoleLog};
 use crate::boot::cmdline::{self, CmdlineFacts};
 use crate::boot::{self, BootRequest, EntryPoint};
 use crate::spec::plan::{ConsoleKind, MachinePlan};
-use crate::status::model::{MachineEvent, MachineFacts, VcpuFacts};
+use crate::status::model::{MachineEvent, MachineFacts, MemoryFacts, VcpuFacts};
 use crate::status::operation::{Operation, Refusal};
 use crate::x86::cpuid;
 
@@ -105,6 +107,7 @@ impl Machine {
             control: Arc::clone(&control),
             console: Arc::clone(&console),
             input: console_io.input.and_then(ConsoleInput::new),
+            on_panic: last_words.panic_listener(Arc::clone(&control), &ram),
             on_power: last_words.power_switch(Arc::clone(&control), &ram),
         })?;
         let vcpus = create_vcpus(&hypervisor, plan.cpus, &entry, &devices, &control)?;
@@ -143,7 +146,10 @@ impl Machine {
         MachineFacts {
             exits_total: exits.values().sum(),
             vcpus,
-            memory: facts::memory(&self.ram),
+            memory: MemoryFacts {
+                balloon: self.devices.balloon.as_ref().map(|balloon| balloon.facts()),
+                ..facts::memory(&self.ram)
+            },
             devices: self.devices.facts(),
             exits,
         }
@@ -180,8 +186,16 @@ impl Machine {
         match operation {
             Operation::Pause => self.pause(),
             Operation::Resume => self.resume(),
+            Operation::SetMemory { target_bytes } => self.set_memory(*target_bytes)?,
         }
         Ok(())
+    }
+
+    /// Sets how much of its RAM the guest should do with.
+    fn set_memory(&self, target_bytes: u64) -> Result<(), Refusal> {
+        let none = "the machine has no balloon: it was started with `--balloon off`";
+        let balloon = self.devices.balloon.as_ref().ok_or_else(|| Refusal::Bad(none.to_owned()))?;
+        balloon.set_target(target_bytes).map_err(|error| Refusal::Bad(error.to_string()))
     }
 
     /// Makes every vCPU leave the guest.
@@ -282,6 +296,7 @@ fn load(plan: &MachinePlan, ram: &GuestRam) -> Result<EntryPoint, MachineError> 
         cmdline: &cmdline,
         cpus: plan.cpus,
         serial: plan.console == ConsoleKind::Serial,
+        watchdog: plan.watchdog,
     };
     Ok(boot::load(ram.memory(), &request)?)
 }

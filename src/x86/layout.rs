@@ -34,6 +34,9 @@ pub const CMDLINE_MAX_BYTES: usize = 2047;
 
 /// End of the conventional memory a guest may use below 1 MiB (the rest is reserved, as PC firmware leaves it).
 pub const LOW_MEMORY_END: u64 = 0x9_fc00;
+/// The VM generation ID: 16 bytes on a page of the reserved range between conventional memory and the ACPI tables. Not at
+/// its start, because kernels look for adapter ROMs at every multiple of 2 KiB there.
+pub const GENERATION_ID_START: u64 = 0xd_f040;
 /// ACPI tables, reserved in the memory map.
 pub const ACPI_START: u64 = 0xe_0000;
 /// First byte after the ACPI tables.
@@ -76,6 +79,26 @@ pub const S5_SLEEP_TYPE: u8 = 5;
 pub const SERIAL_PORT: u16 = 0x3f8;
 /// GSI of the COM1 UART.
 pub const SERIAL_GSI: u32 = 4;
+
+/// GSI of the ACPI power button: an edge is one press.
+pub const POWER_BUTTON_GSI: u32 = 5;
+/// GSI that tells the guest that its generation ID has changed.
+pub const GENERATION_ID_GSI: u32 = 6;
+
+/// The pvpanic port, where the device's first implementation has it.
+pub const PVPANIC_PORT: u16 = 0x505;
+/// The watchdog's control register, 32 bits: [`WATCHDOG_RUN`] or [`WATCHDOG_STOP`].
+pub const WATCHDOG_CONTROL_PORT: u16 = 0x620;
+/// The watchdog's timeout in milliseconds, 32 bits.
+pub const WATCHDOG_TIMEOUT_PORT: u16 = 0x624;
+/// What is left of it in milliseconds, 32 bits; a write of any value feeds the watchdog.
+pub const WATCHDOG_REMAINING_PORT: u16 = 0x628;
+/// The watchdog counts down.
+pub const WATCHDOG_RUN: u32 = 1;
+/// It does not.
+pub const WATCHDOG_STOP: u32 = 0;
+/// The longest timeout: an hour.
+pub const WATCHDOG_MAX_MS: u32 = 3_600_000;
 
 /// Where a PC kernel leaves 0x1234 when it reboots "warm" (the BIOS data area's reset flag).
 ///

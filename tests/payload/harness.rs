@@ -10,7 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock, RwLock, RwLockReadGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use nestling::spec::plan::{CmdlinePlan, ConsoleKind, DiskPlan, MachinePlan};
+use nestling::spec::plan::{BalloonPlan, CmdlinePlan, ConsoleKind, DiskPlan, MachinePlan, RngPlan};
 use nestling::status::model::{DeviceFacts, EndReason, MachineEvent, MachineFacts};
 use nestling::vmm::{ConsoleIo, Machine};
 
@@ -64,6 +64,8 @@ impl Guest {
     /// A guest with one vCPU, 64 MiB, a UART and no disk that runs `scenario`.
     pub(crate) fn new(scenario: &str) -> Self {
         let plan = MachinePlan {
+            balloon: Some(BalloonPlan::default()),
+            rng: RngPlan::default(),
             cpus: 1,
             memory_bytes: 64 * MIB,
             kernel: payload().to_owned(),
@@ -73,6 +75,7 @@ impl Guest {
             shares: Vec::new(),
             vsock: None,
             console: ConsoleKind::Serial,
+            watchdog: true,
         };
         Self { plan, input: None }
     }
@@ -90,7 +93,7 @@ impl Guest {
     }
 
     pub(crate) fn disk(mut self, path: &std::path::Path, readonly: bool) -> Self {
-        self.plan.disks.push(DiskPlan { path: path.to_owned(), readonly });
+        self.plan.disks.push(DiskPlan::image(path, readonly));
         self
     }
 

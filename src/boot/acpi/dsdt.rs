@@ -4,15 +4,15 @@
 //! its ACPI idle driver, which here can do no more than the HLT it does anyway.
 
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package,
-    ResourceTemplate, Scope, ZERO,
+    AddressSpace, AddressSpaceCacheable, AmlStr, Arg, Device, EISAName, Equal, IO, If, Interrupt,
+    Memory32Fixed, Method, Name, Notify, Package, Path, ResourceTemplate, Scope, ZERO,
 };
 use acpi_tables::sdt::Sdt;
 
 use super::{Machine, OEM_ID, OEM_REVISION, OEM_TABLE_ID, aml_bytes};
 use crate::x86::layout::{
-    PCI_ECAM_SIZE, PCI_ECAM_START, PCI_MMIO_END, PCI_MMIO_START, S5_SLEEP_TYPE, SERIAL_GSI, SERIAL_PORT,
-    SLEEP_CONTROL_PORT,
+    GENERATION_ID_GSI, GENERATION_ID_START, PCI_ECAM_SIZE, PCI_ECAM_START, PCI_MMIO_END, PCI_MMIO_START,
+    POWER_BUTTON_GSI, PVPANIC_PORT, S5_SLEEP_TYPE, SERIAL_GSI, SERIAL_PORT, SLEEP_CONTROL_PORT,
 };
 
 const HEADER_BYTES: u32 = 36;
@@ -21,12 +21,18 @@ const REVISION: u8 = 2;
 /// Sleep control, sleep status and reset register, in a row.
 const POWER_PORTS: u8 = 3;
 const UART_PORTS: u8 = 8;
+/// Where the devices are that events are about.
+const POWER_BUTTON: &str = "\\_SB_.PWRB";
+const GENERATION_ID: &str = "\\_SB_.VGEN";
+/// Device notifications: the button was pressed (ACPI 6.5 table 5.179), the generation ID has changed.
+const PRESSED: u8 = 0x80;
+const CHANGED: u8 = 0x80;
 
-/// The complete table. A new device (a GED with the power button, a VM generation id) is one more line here.
+/// The complete table. A new device is one more line here, and so is a new event (see [`events`]).
 pub(super) fn dsdt(machine: &Machine) -> Sdt {
     let mut dsdt = Sdt::new(*b"DSDT", HEADER_BYTES, REVISION, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     dsdt.append_slice(&soft_off());
-    let mut devices = vec![motherboard(), pci_root()];
+    let mut devices = vec![motherboard(), pci_root(), pvpanic(), power_button(), generation_id(), events()];
     if machine.serial {
         devices.push(uart());
     }
@@ -86,6 +92,71 @@ fn uart() -> Vec<u8> {
             &Name::new("_HID".into(), &EISAName::new("PNP0501")),
             &Name::new("_UID".into(), &ZERO),
             &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&ports, &interrupt])),
+        ],
+    ))
+}
+
+/// The panic port. The id is the one Linux' pvpanic driver has always looked for (drivers/misc/pvpanic/pvpanic-mmio.c,
+/// before 5.13 drivers/misc/pvpanic.c).
+fn pvpanic() -> Vec<u8> {
+    let port = IO::new(PVPANIC_PORT, PVPANIC_PORT, 1, 1);
+    aml_bytes(&Device::new(
+        "PEVT".into(),
+        vec![
+            &Name::new("_HID".into(), &("QEMU0001" as AmlStr)),
+            &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&port])),
+        ],
+    ))
+}
+
+/// The power button (ACPI 6.5 §4.8.3.1.2, a control method button). Pressing it asks the guest to switch itself off.
+fn power_button() -> Vec<u8> {
+    let id = EISAName::new("PNP0C0C");
+    aml_bytes(&Device::new(
+        "PWRB".into(),
+        vec![&Name::new("_HID".into(), &id), &Name::new("_UID".into(), &ZERO)],
+    ))
+}
+
+/// Where the generation ID is (Microsoft, "Virtual Machine Generation ID"): low and high half of its address. Drivers
+/// know the device by _CID; the _HID is our own.
+fn generation_id() -> Vec<u8> {
+    let (low, high) = (GENERATION_ID_START as u32, (GENERATION_ID_START >> 32) as u32);
+    let name: AmlStr = "VM_Gen_Counter";
+    aml_bytes(&Device::new(
+        "VGEN".into(),
+        vec![
+            &Name::new("_HID".into(), &("NSTL0001" as AmlStr)),
+            &Name::new("_CID".into(), &name),
+            &Name::new("_DDN".into(), &name),
+            &Name::new("ADDR".into(), &Package::new(vec![&low, &high])),
+        ],
+    ))
+}
+
+/// The Generic Event Device (ACPI 6.5 §5.6.9): on hardware-reduced ACPI the way to tell the guest something. Each event
+/// has an interrupt of its own, so the guest need not ask what happened: an event costs no exit to user space.
+fn events() -> Vec<u8> {
+    // Consumer, edge-triggered, active high, exclusive.
+    let interrupt = |gsi| Interrupt::new(true, true, false, false, gsi);
+    let (pressed, changed) = (interrupt(POWER_BUTTON_GSI), interrupt(GENERATION_ID_GSI));
+    let (button, generation) = (Path::new(POWER_BUTTON), Path::new(GENERATION_ID));
+    let press = Notify::new(&button, &PRESSED);
+    let change = Notify::new(&generation, &CHANGED);
+    let is_press = Equal::new(&Arg(0), &POWER_BUTTON_GSI);
+    let is_change = Equal::new(&Arg(0), &GENERATION_ID_GSI);
+    aml_bytes(&Device::new(
+        "GED_".into(),
+        vec![
+            &Name::new("_HID".into(), &("ACPI0013" as AmlStr)),
+            &Name::new("_UID".into(), &ZERO),
+            &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&pressed, &changed])),
+            &Method::new(
+                "_EVT".into(),
+                1,
+                true,
+                vec![&If::new(&is_press, vec![&press]), &If::new(&is_change, vec![&change])],
+            ),
         ],
     ))
 }

@@ -8,6 +8,7 @@
 // A guest chooses the numbers here: what it cannot reach says so.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
+pub mod balloon;
 pub mod block;
 pub mod common;
 pub mod console;

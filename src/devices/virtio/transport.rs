@@ -217,6 +217,8 @@ impl VirtioPci {
         self.isr.store(0, Ordering::Relaxed);
         self.msix.forget_pending();
         inner.common.reset();
+        // What the last driver wrote there is gone.
+        self.config_change.show();
     }
 
     fn collect_queues(&self, common: &CommonConfig) -> Result<Queues, Fault> {

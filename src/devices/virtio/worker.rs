@@ -118,10 +118,14 @@ impl Workers {
         let everyone: Arc<[Arc<Post>]> = posts.clone().into();
         let on_fault = Arc::new(Mutex::new(Some(on_fault)));
         let mut all = Self { workers: Vec::new() };
-        for (lane, post) in lanes.into_iter().zip(posts) {
+        // Every reactor before the first thread: what cannot be had leaves no thread behind.
+        let reactors = lanes.into_iter().zip(&posts).map(|(lane, post)| {
             let mut queues = queues.split_off(&lane.queues);
             queues.listen(&post.leave);
-            let reactor = Reactor::new(lane.handler, queues, Arc::clone(&post), Arc::clone(notifications))?;
+            Reactor::new(lane.handler, queues, Arc::clone(post), Arc::clone(notifications))
+        });
+        let reactors = reactors.collect::<io::Result<Vec<_>>>()?;
+        for (reactor, post) in reactors.into_iter().zip(posts) {
             let (everyone, on_fault) = (Arc::clone(&everyone), Arc::clone(&on_fault));
             let watched = Arc::clone(&post);
             let work = move || {

@@ -12,8 +12,8 @@ use crate::exchange::Options;
 use crate::sockets::Address;
 use crate::streams::Flow;
 use crate::{
-    churn, console, datagrams, disk, echo, exchange, files, interrupts, memory, modules, sockets, streams,
-    tap, watchdog,
+    batch, churn, console, datagrams, disk, echo, exchange, files, interrupts, memory, modules, sockets,
+    streams, tap, watchdog,
 };
 
 /// Works a device from inside a guest, or the host's side of it: prints key=value, fails at the first mismatch.
@@ -55,6 +55,13 @@ enum Command {
         /// Discard nothing
         #[arg(long)]
         no_discard: bool,
+    },
+    /// Random reads and writes of a filled disk, --depth of them in one system call, every read verified
+    DiskBatch {
+        #[command(flatten)]
+        area: Area,
+        #[arg(long, default_value_t = 10_000)]
+        operations: u64,
     },
     /// Send the seeded stream over TCP
     TcpSend {
@@ -208,6 +215,7 @@ pub(crate) fn run() -> Result<()> {
         Command::DiskFill { area, random, fsync } => disk::fill(&area, random, fsync),
         Command::DiskVerify { area, random } => disk::verify(&area, random),
         Command::DiskChurn { area, operations, no_discard } => churn::churn(&area, operations, !no_discard),
+        Command::DiskBatch { area, operations } => batch::batch(&area, operations),
         Command::TcpSend { to, flow } => streams::send(&Address::Tcp(to), flow),
         Command::TcpRecv { listen, flow } => streams::receive(&Address::Tcp(listen), flow),
         Command::TcpEcho { listen, count } => echo::echo(&Address::Tcp(listen), count),

@@ -161,7 +161,7 @@ pub(crate) fn verify(area: &Area, random: bool) -> Result<()> {
 }
 
 /// What is read next comes from the disk, not from the page cache.
-fn forget_cached(file: &File, path: &Path) -> Result<()> {
+pub(crate) fn forget_cached(file: &File, path: &Path) -> Result<()> {
     nix::fcntl::posix_fadvise(file, 0, 0, nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED)
         .doing(format!("drop cached pages of {}", path.display()))
 }

@@ -3,6 +3,7 @@
 //! A test starts it at both ends, so that both agree on what is sent. Every command prints `key=value` words, one line a
 //! result, and exits with 1 at the first thing that is not as it should be.
 
+mod batch;
 mod churn;
 mod cli;
 mod console;

@@ -1,19 +1,23 @@
 //! virtio-blk (virtio 1.2 §5.2): a disk.
+//!
+//! The requests of a queue are many at once: the handler begins them on an [`Engine`] and gives their chains back as they
+//! are done, in any order. One lane per queue; a disk with a rate limit has one lane for all, which holds the buckets.
 
+mod counts;
+mod handler;
 mod request;
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use virtio_queue::DescriptorChain;
-use vm_memory::{Bytes, GuestMemoryMmap};
-
-use self::request::{Operation, Request};
-use super::queue::Queues;
-use super::{Counters, Fault, Kind, Lane, QueueHandler, Start, VirtioDevice};
-use crate::backend::disk::{RawDisk, SECTOR};
+use self::counts::Counts;
+use self::handler::BlockHandler;
+use self::request::ID_BYTES;
+use super::transport::ConfigChange;
+use super::{Counters, Fault, Kind, Lane, Start, VirtioDevice};
+use crate::backend::disk::{Disk, DiskError, Engine, Io, SECTOR};
 use crate::devices::complaints::Complaints;
+use crate::devices::rate_limit::{Rate, RateLimit};
 
 /// VIRTIO_BLK_F_SEG_MAX.
 const F_SEG_MAX: u64 = 1 << 2;
@@ -23,145 +27,155 @@ const F_RO: u64 = 1 << 5;
 const F_BLK_SIZE: u64 = 1 << 6;
 /// VIRTIO_BLK_F_FLUSH.
 const F_FLUSH: u64 = 1 << 9;
+/// VIRTIO_BLK_F_CONFIG_WCE.
+const F_CONFIG_WCE: u64 = 1 << 11;
+/// VIRTIO_BLK_F_MQ.
+const F_MQ: u64 = 1 << 12;
+/// VIRTIO_BLK_F_DISCARD.
+const F_DISCARD: u64 = 1 << 13;
+/// VIRTIO_BLK_F_WRITE_ZEROES.
+const F_WRITE_ZEROES: u64 = 1 << 14;
 
 const QUEUE_SIZE: u16 = 256;
 /// Data segments a request may have: the ring without header and status.
 const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
+/// The most data of one request, in bytes.
+const MAX_DATA_BYTES: u64 = 1 << 30;
+/// Ranges of one discard or write-zeroes request.
+const MAX_RANGES: u32 = 16;
+/// Sectors of one range to discard.
+const MAX_DISCARD_SECTORS: u32 = 1 << 22;
+/// Sectors of one range to zero: fewer, for a file system without holes has them written.
+const MAX_ZERO_SECTORS: u32 = 1 << 17;
+/// Offset of `writeback` in `struct virtio_blk_config`.
+const WRITEBACK: usize = 32;
 
-/// VIRTIO_BLK_S_OK.
-const STATUS_OK: u8 = 0;
-/// VIRTIO_BLK_S_IOERR.
-const STATUS_IOERR: u8 = 1;
-/// VIRTIO_BLK_S_UNSUPP.
-const STATUS_UNSUPP: u8 = 2;
-
-#[derive(Debug, Default)]
-struct Counts {
-    reads: AtomicU64,
-    writes: AtomicU64,
-    flushes: AtomicU64,
-    bytes_read: AtomicU64,
-    bytes_written: AtomicU64,
-    errors: AtomicU64,
+/// How a disk is presented.
+#[derive(Debug, Clone)]
+pub struct BlockOptions {
+    /// What GET_ID returns, at most 20 bytes.
+    pub serial: String,
+    /// Request queues; at least 1.
+    pub queues: u16,
+    /// A write is done before it is stable, until the driver says otherwise.
+    pub writeback: bool,
+    /// Who does the I/O.
+    pub io: Io,
+    /// The limit of bytes.
+    pub bytes: Option<Rate>,
+    /// The limit of requests.
+    pub operations: Option<Rate>,
 }
 
-/// A disk device over a raw image.
+/// One queue, writeback, no limit: the guest's first disk.
+impl Default for BlockOptions {
+    fn default() -> Self {
+        let serial = "nestling-0".to_owned();
+        Self { serial, queues: 1, writeback: true, io: Io::Auto, bytes: None, operations: None }
+    }
+}
+
+/// A disk device.
 #[derive(Debug)]
 pub struct Block(Arc<Shared>);
 
 /// What outlives a reset by the driver.
 #[derive(Debug)]
 struct Shared {
-    disk: RawDisk,
-    serial: [u8; request::ID_BYTES],
-    counters: Counts,
+    disk: Arc<dyn Disk>,
+    options: BlockOptions,
+    serial: [u8; ID_BYTES],
+    /// `io_uring` or `threads`.
+    engine: &'static str,
+    /// `writeback` of the configuration structure.
+    writeback: AtomicBool,
+    /// The feature bits of the driver that runs, or none.
+    negotiated: AtomicU64,
+    config: Mutex<Option<ConfigChange>>,
+    counts: Counts,
     complaints: Complaints,
 }
 
-/// Serves the requests of one queue.
-#[derive(Debug)]
-struct BlockHandler {
-    shared: Arc<Shared>,
-    /// The driver never flushes, so every write must be stable when it is done.
-    write_through: bool,
-}
-
 impl Block {
-    /// The guest's disk number `index`: its serial is `nestling-<index>`.
-    #[must_use]
-    pub fn new(disk: RawDisk, index: usize) -> Self {
-        let mut serial = [0; request::ID_BYTES];
-        for (to, from) in serial.iter_mut().zip(format!("nestling-{index}").bytes()) {
+    /// A device for an open disk.
+    ///
+    /// # Errors
+    /// When the I/O engine that was asked for cannot be had.
+    pub fn new(disk: Arc<dyn Disk>, options: BlockOptions) -> Result<Self, DiskError> {
+        let mut serial = [0; ID_BYTES];
+        for (to, from) in serial.iter_mut().zip(options.serial.bytes()) {
             *to = from;
         }
-        let (counters, complaints) = (Counts::default(), Complaints::default());
-        Self(Arc::new(Shared { disk, serial, counters, complaints }))
+        // The engines come with the driver; what they will be is to be known now.
+        let trial = Engine::new(&disk, options.io, 1)?;
+        if let Some(reason) = trial.instead_of_uring() {
+            tracing::debug!(disk = %disk.path().display(), reason, "no io_uring: threads do the I/O");
+        }
+        Ok(Self(Arc::new(Shared {
+            serial,
+            engine: trial.name(),
+            writeback: AtomicBool::new(options.writeback),
+            negotiated: AtomicU64::new(0),
+            config: Mutex::default(),
+            counts: Counts::default(),
+            complaints: Complaints::default(),
+            disk,
+            options,
+        })))
     }
 
-    /// A driver without FLUSH must find each write stable when it is done (virtio 1.2 §5.2.6.2).
-    fn handler(&self, features: u64) -> BlockHandler {
-        BlockHandler { shared: Arc::clone(&self.0), write_through: features & F_FLUSH == 0 }
+    /// Looks whether the image has another size now, and tells the driver if so. Returns the size in bytes.
+    ///
+    /// # Errors
+    /// The kernel's own.
+    pub fn reread_size(&self) -> std::io::Result<u64> {
+        let before = self.0.disk.size_bytes();
+        let now = self.0.disk.reread_size()?;
+        self.tell_size(before, now);
+        Ok(now)
+    }
+
+    /// Makes the disk larger while the guest uses it. Returns the size in bytes.
+    ///
+    /// # Errors
+    /// The kernel's own, and a disk that cannot grow.
+    pub fn grow(&self, bytes: u64) -> std::io::Result<u64> {
+        let before = self.0.disk.size_bytes();
+        let now = self.0.disk.grow(bytes)?;
+        self.tell_size(before, now);
+        Ok(now)
+    }
+
+    fn tell_size(&self, before: u64, now: u64) {
+        let config = self.0.config.lock().unwrap_or_else(PoisonError::into_inner);
+        if before != now
+            && let Some(config) = &*config
+        {
+            config.announce();
+        }
+    }
+
+    fn handler(&self, features: u64, memory: &vm_memory::GuestMemoryMmap) -> Result<BlockHandler, Fault> {
+        let Shared { disk, options, .. } = &*self.0;
+        let engine = Engine::new(disk, options.io, QUEUE_SIZE)
+            .map_err(|error| Fault::Host(std::io::Error::other(error)))?;
+        let limit = RateLimit::new(options.bytes, options.operations).map_err(Fault::Host)?;
+        Ok(BlockHandler::new(Arc::clone(&self.0), features, engine, limit, memory.clone()))
     }
 }
 
-impl BlockHandler {
-    /// Serves one request and returns the bytes written into its chain, the status byte included.
-    fn serve(
-        &self,
-        memory: &GuestMemoryMmap,
-        chain: DescriptorChain<&GuestMemoryMmap>,
-    ) -> Result<u32, Fault> {
-        let request = Request::parse(memory, chain)?;
-        let done = self.execute(&request);
-        let (status, written) = match done {
-            Ok(written) => (STATUS_OK, written),
-            Err(status) => {
-                self.shared.counters.errors.fetch_add(1, Ordering::Relaxed);
-                (status, 0)
-            }
-        };
-        memory
-            .write_obj(status, request.status)
-            .map_err(|_| Fault::Chain("the status byte is outside memory"))?;
-        Ok(written.saturating_add(1))
+impl Shared {
+    /// Whether a write must be stable when it is done: the driver never flushes (virtio 1.2 §5.2.6.2), or does not want to.
+    fn write_through(&self, features: u64) -> bool {
+        features & F_FLUSH == 0 || !self.writeback.load(Ordering::Acquire)
     }
 
-    /// Does the operation; the error is the status the guest gets.
-    fn execute(&self, request: &Request<'_>) -> Result<u32, u8> {
-        let count = |counter: &AtomicU64, by: u64| counter.fetch_add(by, Ordering::Relaxed);
-        let counters = &self.shared.counters;
-        match request.operation {
-            Operation::Read => {
-                let offset = self.check_range(request)?;
-                self.shared
-                    .disk
-                    .read_at(&request.data, offset)
-                    .map_err(|error| self.failed("read", offset, &error))?;
-                count(&counters.reads, 1);
-                count(&counters.bytes_read, request.data_bytes);
-                Ok(request.data_bytes as u32)
-            }
-            Operation::Write if self.shared.disk.readonly() => Err(STATUS_IOERR),
-            Operation::Write => {
-                let offset = self.check_range(request)?;
-                self.shared
-                    .disk
-                    .write_at(&request.data, offset)
-                    .map_err(|error| self.failed("write", offset, &error))?;
-                if self.write_through {
-                    self.flush()?;
-                }
-                count(&counters.writes, 1);
-                count(&counters.bytes_written, request.data_bytes);
-                Ok(0)
-            }
-            Operation::Flush => self.flush().map(|()| 0),
-            Operation::GetId => Ok(request.fill(&self.shared.serial)),
-            Operation::Unknown(_) => Err(STATUS_UNSUPP),
+    fn flush(&self) {
+        if !self.disk.readonly()
+            && let Err(error) = self.disk.flush()
+        {
+            tracing::error!(disk = %self.disk.path().display(), %error, "the disk could not be flushed");
         }
-    }
-
-    fn flush(&self) -> Result<(), u8> {
-        self.shared.disk.flush().map_err(|error| self.failed("flush", 0, &error))?;
-        self.shared.counters.flushes.fetch_add(1, Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// Byte offset of a request that lies on the disk and is a whole number of sectors.
-    fn check_range(&self, request: &Request<'_>) -> Result<u64, u8> {
-        let sectors = request.data_bytes / SECTOR;
-        let end = request.sector.checked_add(sectors).ok_or(STATUS_IOERR)?;
-        let whole = request.data_bytes.is_multiple_of(SECTOR);
-        let offset = request.sector.checked_mul(SECTOR).ok_or(STATUS_IOERR)?;
-        if whole && end <= self.shared.disk.sectors() { Ok(offset) } else { Err(STATUS_IOERR) }
-    }
-
-    fn failed(&self, what: &str, offset: u64, error: &std::io::Error) -> u8 {
-        // A guest repeats a failed request as often as it likes.
-        if self.shared.complaints.may_speak() {
-            tracing::warn!(disk = %self.shared.disk.path().display(), offset, %error, "a disk {what} failed; the guest sees an I/O error");
-        }
-        STATUS_IOERR
     }
 }
 
@@ -171,66 +185,78 @@ impl VirtioDevice for Block {
     }
 
     fn features(&self) -> u64 {
-        let readonly = if self.0.disk.readonly() { F_RO } else { 0 };
-        F_SEG_MAX | F_BLK_SIZE | F_FLUSH | readonly
+        let change = if self.0.disk.readonly() { F_RO } else { F_DISCARD | F_WRITE_ZEROES };
+        F_SEG_MAX | F_BLK_SIZE | F_FLUSH | F_CONFIG_WCE | F_MQ | change
     }
 
     fn queue_sizes(&self) -> Vec<u16> {
-        vec![QUEUE_SIZE]
+        vec![QUEUE_SIZE; self.0.options.queues.max(1).into()]
     }
 
-    /// `struct virtio_blk_config` (virtio 1.2 §5.2.4) up to `blk_size`.
+    /// `struct virtio_blk_config` (virtio 1.2 §5.2.4) up to `write_zeroes_may_unmap`.
     fn config(&self) -> Vec<u8> {
-        let mut config = Vec::with_capacity(24);
-        config.extend_from_slice(&self.0.disk.sectors().to_le_bytes());
-        config.extend_from_slice(&0_u32.to_le_bytes()); // size_max: not offered
-        config.extend_from_slice(&SEG_MAX.to_le_bytes());
-        config.extend_from_slice(&[0; 4]); // geometry: not offered
-        config.extend_from_slice(&(SECTOR as u32).to_le_bytes());
+        let block = self.0.disk.block_bytes();
+        let mut config = Vec::with_capacity(60);
+        config.extend((self.0.disk.size_bytes() / SECTOR).to_le_bytes());
+        config.extend(0_u32.to_le_bytes()); // size_max: not offered
+        config.extend(SEG_MAX.to_le_bytes());
+        config.extend([0; 4]); // geometry: not offered
+        config.extend(block.to_le_bytes());
+        config.extend([0; 8]); // topology: not offered
+        config.extend([u8::from(self.0.writeback.load(Ordering::Acquire)), 0]);
+        config.extend(self.0.options.queues.max(1).to_le_bytes());
+        config.extend(MAX_DISCARD_SECTORS.to_le_bytes());
+        config.extend(MAX_RANGES.to_le_bytes());
+        config.extend(block.div_euclid(SECTOR as u32).to_le_bytes());
+        config.extend(MAX_ZERO_SECTORS.to_le_bytes());
+        config.extend(MAX_RANGES.to_le_bytes());
+        config.extend([1, 0, 0, 0]); // write_zeroes_may_unmap
         config
     }
 
+    /// Only `writeback` can be written, and only when CONFIG_WCE was agreed on.
+    fn write_config(&self, offset: usize, data: &[u8]) {
+        let written = WRITEBACK.checked_sub(offset).and_then(|at| data.get(at));
+        let agreed = self.0.negotiated.load(Ordering::Acquire) & F_CONFIG_WCE != 0;
+        let Some(writeback) = written.filter(|_| agreed) else { return };
+        let before = self.0.writeback.swap(*writeback != 0, Ordering::AcqRel);
+        // What was written until now counts as stable from here on (virtio 1.2 §5.2.6.2).
+        if before && *writeback == 0 {
+            self.0.flush();
+        }
+    }
+
     fn start(&self, start: Start<'_>) -> Result<Vec<Lane>, Fault> {
-        Ok(Lane::all(1, self.handler(start.features)))
+        let enabled = start.queues.0.iter().enumerate();
+        let enabled: Vec<usize> =
+            enabled.filter_map(|(index, queue)| queue.as_ref().map(|_| index)).collect();
+        let limited = self.0.options.bytes.is_some() || self.0.options.operations.is_some();
+        let sets =
+            if limited { vec![enabled] } else { enabled.into_iter().map(|index| vec![index]).collect() };
+        let mut lanes = Vec::with_capacity(sets.len());
+        for queues in sets {
+            let handler = Box::new(self.handler(start.features, start.memory)?);
+            lanes.push(Lane { queues, handler });
+        }
+        self.0.negotiated.store(start.features, Ordering::Release);
+        *self.0.config.lock().unwrap_or_else(PoisonError::into_inner) = Some(start.config);
+        Ok(lanes)
     }
 
     fn stop(&self) {
-        if !self.0.disk.readonly()
-            && let Err(error) = self.0.disk.flush()
-        {
-            tracing::error!(disk = %self.0.disk.path().display(), %error, "the disk could not be flushed");
-        }
+        self.0.flush();
+        self.0.negotiated.store(0, Ordering::Release);
+        self.0.writeback.store(self.0.options.writeback, Ordering::Release);
     }
 
     fn counters(&self) -> Counters {
         let shared = Arc::clone(&self.0);
-        Box::new(move || {
-            let counters = &shared.counters;
-            let load = |name: &str, counter: &AtomicU64| (name.to_owned(), counter.load(Ordering::Relaxed));
-            BTreeMap::from([
-                load("reads", &counters.reads),
-                load("writes", &counters.writes),
-                load("flushes", &counters.flushes),
-                load("bytes_read", &counters.bytes_read),
-                load("bytes_written", &counters.bytes_written),
-                load("errors", &counters.errors),
-            ])
-        })
+        Box::new(move || shared.counts.by_name())
     }
 
     fn backend(&self) -> Option<String> {
-        let access = if self.0.disk.readonly() { ", read-only" } else { "" };
-        let bytes = self.0.disk.sectors().saturating_mul(SECTOR);
-        Some(format!("{} (raw, {bytes} bytes{access})", self.0.disk.path().display()))
-    }
-}
-
-impl QueueHandler for BlockHandler {
-    fn on_queue(&mut self, queues: &mut Queues, index: usize) -> Result<(), Fault> {
-        match queues.get(index) {
-            Some(queue) => queue.serve(|memory, chain| self.serve(memory, chain)),
-            None => Ok(()),
-        }
+        let Shared { disk, engine, .. } = &*self.0;
+        Some(format!("{} ({}, {engine})", disk.path().display(), disk.description()))
     }
 }
 

@@ -5,6 +5,9 @@
 use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
 
+use super::handler::{STATUS_IOERR, STATUS_UNSUPP};
+use super::{MAX_DISCARD_SECTORS, MAX_RANGES, MAX_ZERO_SECTORS};
+use crate::backend::disk::{self, SECTOR};
 use crate::devices::virtio::Fault;
 
 /// Bytes of the device id GET_ID returns.
@@ -13,7 +16,7 @@ const HEADER_BYTES: usize = 16;
 
 /// What the driver asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Operation {
+pub(super) enum Kind {
     /// VIRTIO_BLK_T_IN.
     Read,
     /// VIRTIO_BLK_T_OUT.
@@ -22,26 +25,47 @@ pub(super) enum Operation {
     Flush,
     /// VIRTIO_BLK_T_GET_ID.
     GetId,
+    /// VIRTIO_BLK_T_DISCARD.
+    Discard,
+    /// VIRTIO_BLK_T_WRITE_ZEROES.
+    WriteZeroes,
     /// Anything else.
     Unknown(u32),
 }
 
-impl From<u32> for Operation {
+impl From<u32> for Kind {
     fn from(kind: u32) -> Self {
         match kind {
             0 => Self::Read,
             1 => Self::Write,
             4 => Self::Flush,
             8 => Self::GetId,
+            11 => Self::Discard,
+            13 => Self::WriteZeroes,
             other => Self::Unknown(other),
         }
     }
 }
 
+/// One operation on the disk. Most requests are one; a discard has one per range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Step {
+    pub(super) operation: disk::Operation,
+    pub(super) offset: u64,
+    pub(super) bytes: u64,
+}
+
+/// Bytes of `struct virtio_blk_discard_write_zeroes`.
+const RANGE_BYTES: usize = 16;
+/// Bytes of the longest list of them.
+const MAX_RANGES_BYTES: u64 = RANGE_BYTES as u64 * MAX_RANGES as u64;
+/// Its flag `unmap`.
+const UNMAP: u32 = 1;
+
 /// A request whose buffers all lie in guest memory.
 #[derive(Debug)]
 pub(super) struct Request<'m> {
-    pub(super) operation: Operation,
+    pub(super) kind: Kind,
     pub(super) sector: u64,
     /// The buffers to fill (read, id) or to take from (write).
     pub(super) data: Vec<VolatileSlice<'m>>,
@@ -81,11 +105,53 @@ impl<'m> Request<'m> {
         let kind = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
         let mut sector = [0; 8];
         sector.copy_from_slice(&header[8..]);
-        let operation = Operation::from(kind);
-        let data = if operation == Operation::Write { readable } else { writable };
-        let data_bytes = data.iter().map(|slice| slice.len() as u64).sum();
+        let kind = Kind::from(kind);
+        let takes = matches!(kind, Kind::Write | Kind::Discard | Kind::WriteZeroes);
+        let data = if takes { readable } else { writable };
+        let data_bytes = data.iter().fold(0_u64, |sum, slice| sum.saturating_add(slice.len() as u64));
         let sector = u64::from_le_bytes(sector);
-        Ok(Self { operation, sector, data, data_bytes, status: GuestAddress(status) })
+        Ok(Self { kind, sector, data, data_bytes, status: GuestAddress(status) })
+    }
+
+    /// The ranges of a discard or write-zeroes request on a disk of `size_bytes` bytes, in order; the error is the status
+    /// the guest gets (virtio 1.2 §5.2.6.2).
+    pub(super) fn ranges(&self, size_bytes: u64) -> Result<Vec<Step>, u8> {
+        let whole = self.data_bytes.is_multiple_of(RANGE_BYTES as u64);
+        if !whole || !(1..=MAX_RANGES_BYTES).contains(&self.data_bytes) {
+            return Err(STATUS_IOERR);
+        }
+        let mut bytes = vec![0; self.data_bytes as usize];
+        let mut rest = bytes.as_mut_slice();
+        for slice in &self.data {
+            let taken = slice.read(rest, 0).unwrap_or(0);
+            rest = rest.get_mut(taken..).unwrap_or_default();
+        }
+        let (ranges, _) = bytes.as_chunks::<RANGE_BYTES>();
+        ranges.iter().map(|range| self.range(range, size_bytes)).collect()
+    }
+
+    fn range(&self, range: &[u8; RANGE_BYTES], size_bytes: u64) -> Result<Step, u8> {
+        let [s0, s1, s2, s3, s4, s5, s6, s7, n0, n1, n2, n3, f0, f1, f2, f3] = *range;
+        let sector = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
+        let sectors = u32::from_le_bytes([n0, n1, n2, n3]);
+        let flags = u32::from_le_bytes([f0, f1, f2, f3]);
+        let (known, most, operation) = match self.kind {
+            Kind::Discard => (0, MAX_DISCARD_SECTORS, disk::Operation::Discard),
+            _ => {
+                let unmap = flags & UNMAP != 0;
+                (UNMAP, MAX_ZERO_SECTORS, disk::Operation::WriteZeroes { unmap })
+            }
+        };
+        if flags & !known != 0 {
+            return Err(STATUS_UNSUPP);
+        }
+        let offset = sector.checked_mul(SECTOR).ok_or(STATUS_IOERR)?;
+        let bytes = u64::from(sectors).checked_mul(SECTOR).ok_or(STATUS_IOERR)?;
+        let end = offset.checked_add(bytes).ok_or(STATUS_IOERR)?;
+        if sectors > most || end > size_bytes {
+            return Err(STATUS_IOERR);
+        }
+        Ok(Step { operation, offset, bytes })
     }
 
     /// Fills the data buffers with `bytes`, as far as they reach, and returns how far that was.

@@ -6,9 +6,10 @@ use proptest::prelude::*;
 
 use super::{registers, script};
 use crate::backend::console::{ConsoleInput, ConsoleLog};
-use crate::backend::disk::RawDisk;
+use crate::backend::disk::{Access, RawDisk};
 use crate::devices::virtio::VirtioDevice;
-use crate::devices::virtio::block::Block;
+use crate::devices::virtio::balloon::{Balloon, BalloonOptions};
+use crate::devices::virtio::block::{Block, BlockOptions};
 use crate::devices::virtio::console::Console;
 use crate::devices::virtio::rng::Rng;
 
@@ -26,7 +27,16 @@ proptest! {
 
     #[test]
     fn rng_survives_any_script(bytes in scripts()) {
-        let device: Arc<dyn VirtioDevice> = Arc::new(Rng::default());
+        for limit in [None, Some(100), Some(u64::MAX)] {
+            let device: Arc<dyn VirtioDevice> = Arc::new(Rng::new(limit).unwrap());
+            script::play(&device, &bytes, |_| {});
+        }
+    }
+
+    #[test]
+    fn balloon_survives_any_script(bytes in scripts()) {
+        let options = BalloonOptions { deflate_on_oom: true, free_page_reporting: true };
+        let device: Arc<dyn VirtioDevice> = Arc::new(Balloon::new(options, &super::guest_ram()).unwrap());
         script::play(&device, &bytes, |_| {});
     }
 
@@ -48,8 +58,9 @@ proptest! {
     fn block_survives_any_script(bytes in scripts()) {
         let image = tempfile::NamedTempFile::new().unwrap();
         image.as_file().set_len(1 << 20).unwrap();
-        let disk = RawDisk::open(image.path(), false).unwrap();
-        let device: Arc<dyn VirtioDevice> = Arc::new(Block::new(disk, 0));
+        let disk = RawDisk::open(image.path(), Access::WRITE).unwrap();
+        let options = BlockOptions { queues: 2, ..BlockOptions::default() };
+        let device: Arc<dyn VirtioDevice> = Arc::new(Block::new(Arc::new(disk), options).unwrap());
         script::play(&device, &bytes, |_| {});
         prop_assert_eq!(image.as_file().metadata().unwrap().len(), 1 << 20);
     }

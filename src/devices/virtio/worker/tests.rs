@@ -1,6 +1,6 @@
 //! A worker between a driver's rings and a device that tells the test what it is called for.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
@@ -217,7 +217,8 @@ fn each_lane_has_a_thread_and_a_fault_in_one_ends_all() {
     drop(go_on);
     assert_eq!(test.told.recv_timeout(LONG).unwrap(), Called::Quiesce, "the other lane ends in order");
     workers.stop();
-    assert_eq!(rings.load(Ordering::Relaxed), 3);
+    // The second lane may have met the broken ring before it was rung for it.
+    assert!((2..=3).contains(&rings.load(Ordering::Relaxed)), "{rings:?}");
 }
 
 #[test]
@@ -270,4 +271,27 @@ fn a_host_is_listened_to_again_once_the_guest_made_room() {
         assert_eq!(test.told.recv_timeout(LONG).unwrap(), called, "the byte is still there to read");
     }
     worker.stop();
+}
+
+#[test]
+fn workers_that_cannot_all_be_had_leave_no_thread_behind() {
+    let mut test = fixture();
+    // Epoll takes no /dev/null: the second lane has no way to hear its doorbell.
+    let nothing = std::fs::File::open("/dev/null").unwrap();
+    // SAFETY: a descriptor nobody else owns.
+    let deaf = unsafe { EventFd::from_raw_fd(nothing.into_raw_fd()) };
+    let interrupt = test.queues.get(1).unwrap().interrupt().clone();
+    let ring = virtio_queue::QueueT::new(8).unwrap();
+    test.queues.0[1] = Some(DeviceQueue::new(ring, guest_ram(), interrupt, deaf));
+    let (sender, told) = channel();
+    let second =
+        Probe { told: sender.clone(), go_on: None, source: None, answers: Vec::new(), endless: None };
+    let lane = |index, handler| Lane { queues: vec![index], handler };
+    let lanes = vec![
+        lane(0, Box::new(Probe { told: sender, ..test.probe }) as Box<dyn QueueHandler>),
+        lane(1, Box::new(second)),
+    ];
+    assert!(Workers::spawn("probe", lanes, test.queues, &Arc::default(), Box::new(|_| {})).is_err());
+    let gone = Err(std::sync::mpsc::RecvTimeoutError::Disconnected);
+    assert_eq!(told.recv_timeout(LONG), gone, "both handlers are gone");
 }

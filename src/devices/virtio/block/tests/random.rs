@@ -56,7 +56,7 @@ proptest! {
     fn a_chain_changes_nothing_but_its_writable_buffers(
         chain in chain(),
         indirect in any::<bool>(),
-        kind in select(&[READ, WRITE, FLUSH, GET_ID, 77][..]),
+        kind in select(&[READ, WRITE, FLUSH, GET_ID, DISCARD, WRITE_ZEROES, 77][..]),
         sector in select(&[0, 1, SECTORS, u64::MAX][..]),
     ) {
         let mut disk = fixture(false);
@@ -67,7 +67,7 @@ proptest! {
             disk.driver.offer(&chain);
         }
         let before = frozen(&disk, &chain);
-        let served = disk.handler.on_queue(&mut disk.queues, 0);
+        let served = disk.on_queue();
         prop_assert!(before == frozen(&disk, &chain));
         let room: u64 = chain.iter().filter(|buffer| buffer.writable).map(|buffer| u64::from(buffer.len)).sum();
         if served.is_ok() {

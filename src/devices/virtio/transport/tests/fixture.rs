@@ -107,6 +107,11 @@ pub(super) struct Function {
 impl Function {
     pub(super) fn new() -> Self {
         let (sender, told) = channel();
+        Self::of(Arc::new(Fake(sender)), told)
+    }
+
+    /// The function of another device than the fake one.
+    pub(super) fn of(device: Arc<dyn VirtioDevice>, told: Receiver<Told>) -> Self {
         let (wiring, memory) = (Arc::new(MockWiring::default()), guest_ram());
         let root = Arc::new(PciRoot::new(2, || {}).unwrap());
         let context = Context {
@@ -116,7 +121,7 @@ impl Function {
             bar: BAR as u32,
             slot: SLOT,
         };
-        let pci = VirtioPci::new(Arc::new(Fake(sender)), context).unwrap();
+        let pci = VirtioPci::new(device, context).unwrap();
         root.plug(DEVICE as usize, Arc::clone(&pci) as _);
         let drivers = [Driver::new(&memory, 0, 8), Driver::new(&memory, 1, 8)];
         Self { drivers, wiring, memory, pci, ecam: root.ecam(), window: root.window(0), told }

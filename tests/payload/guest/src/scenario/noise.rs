@@ -80,11 +80,10 @@ fn bar_noise(cpu: u64) {
     }
 }
 
-/// Noise on every I/O port that is not the UART's, the interrupt controllers' or the power switch.
+/// Noise on every I/O port that is not the UART's, the interrupt controllers', the power switch or the panic port.
 pub(super) fn on_ports() {
     let mut random = random();
-    let skipped =
-        |port: u16| matches!(port, 0x20..0x22 | 0xa0..0xa2 | 0x3f8..0x400 | 0x4d0..0x4d2 | 0x600 | 0x602);
+    let skipped = |port: u16| matches!(port, 0x20..0x22 | 0xa0..0xa2 | 0x3f8..0x400 | 0x4d0..0x4d2 | 0x505 | 0x600 | 0x602);
     println!("begin");
     for _ in 0..cmdline::number("writes", 1000) {
         let (port, value) = (random.nasty() as u16, random.bits());

@@ -1,0 +1,156 @@
+//! Opens an image together with the images it is based on.
+
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use imago::file::File as ImageFile;
+use imago::qcow2::Qcow2;
+use imago::raw::Raw;
+use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder};
+
+use super::super::detect::{Format, detect};
+use super::super::direct::Direct;
+use super::super::raw::open_locked;
+use super::super::{Access, DiskError};
+use super::header::{BackingName, Header, Refusal};
+
+/// Backing files of backing files. A longer chain is a mistake, and reading through it would be slow.
+pub(in super::super) const MAX_LAYERS: usize = 16;
+
+/// An image that is ready to be read and written.
+pub(super) struct Opened {
+    pub(super) image: FormatAccess<ImageFile>,
+    /// How many images it is made of, itself included.
+    pub(super) layers: usize,
+}
+
+/// The images opened so far, top first, by device and inode.
+type Seen = Vec<(u64, u64)>;
+
+/// Opens `path` as a qcow2 image.
+pub(super) fn open(path: &Path, access: Access, follow_backing: bool) -> Result<Opened, DiskError> {
+    let mut seen = Seen::new();
+    let image = open_qcow2(path, access, follow_backing, &mut seen)?;
+    Ok(Opened { image, layers: seen.len() })
+}
+
+fn open_qcow2(
+    path: &Path,
+    access: Access,
+    follow_backing: bool,
+    seen: &mut Seen,
+) -> Result<FormatAccess<ImageFile>, DiskError> {
+    let file = open_layer(path, access, seen)?;
+    let header = Header::read(&file).map_err(|refusal| refuse(path, refusal))?;
+    if !access.readonly {
+        header.check_writable(&file).map_err(|refusal| refuse(path, refusal))?;
+    }
+    let backing = match header.backing {
+        None => None,
+        Some(_) if !follow_backing => {
+            return Err(problem(path, "has a backing file, and backing=deny is said"));
+        }
+        Some(backing) => {
+            let below = open_backing(path, &backing, access.direct, seen)
+                .map_err(|error| DiskError::Backing { image: path.into(), source: Box::new(error) })?;
+            Some(Arc::new(below))
+        }
+    };
+    let failed = |source| DiskError::Open { path: path.into(), access: "reading", cause: source };
+    // Whatever the image names has been opened above, or does not exist for imago.
+    let image = Qcow2::<ImageFile, Arc<FormatAccess<ImageFile>>>::builder(storage(path, file, access)?)
+        .write(!access.readonly)
+        .backing(backing)
+        .data_file(None)
+        .open(DenyImplicitOpenGate::default())
+        .map_err(failed)?;
+    Ok(FormatAccess::new(image))
+}
+
+fn open_backing(
+    image: &Path,
+    backing: &BackingName,
+    direct: bool,
+    seen: &mut Seen,
+) -> Result<FormatAccess<ImageFile>, DiskError> {
+    let path = resolve(image, &backing.name)?;
+    let format = match backing.format {
+        Some(format) => format,
+        None => detect(&path).map_err(|error| match error {
+            DiskError::Ambiguous(_) | DiskError::NotQcow2 { .. } => {
+                let base = &backing.name;
+                let mend = "say it with `qemu-img rebase -u -F FORMAT -b";
+                problem(
+                    image,
+                    &format!("does not tell the format of its backing file {base:?}: {mend} {base}`"),
+                )
+            }
+            other => other,
+        })?,
+    };
+    let access = Access { readonly: true, direct };
+    match format {
+        Format::Qcow2 => open_qcow2(&path, access, true, seen),
+        Format::Raw => {
+            let file = open_layer(&path, access, seen)?;
+            let failed = |source| DiskError::Open { path: path.clone(), access: "reading", cause: source };
+            let raw = Raw::builder(storage(&path, file, access)?).write(false);
+            raw.open(DenyImplicitOpenGate::default()).map(FormatAccess::new).map_err(failed)
+        }
+    }
+}
+
+/// Opens and locks one file of the chain.
+fn open_layer(path: &Path, access: Access, seen: &mut Seen) -> Result<File, DiskError> {
+    let examine = |source| DiskError::Examine { path: path.into(), cause: source };
+    if seen.len() >= MAX_LAYERS {
+        return Err(problem(path, "is below 16 others: flatten the chain with `nestling disk convert`"));
+    }
+    // Before it is locked: an image that is its own base would find its own lock.
+    let metadata = path.metadata().map_err(|source| DiskError::Open {
+        path: path.into(),
+        access: "reading",
+        cause: source,
+    })?;
+    let identity = (metadata.dev(), metadata.ino());
+    if seen.contains(&identity) {
+        return Err(problem(path, "is its own backing file, directly or through others"));
+    }
+    let file = open_locked(path, access.readonly)?;
+    let opened = file.metadata().map_err(examine)?;
+    seen.push((opened.dev(), opened.ino()));
+    Ok(file)
+}
+
+/// imago's view of an open file; it learns the alignment of direct I/O by itself.
+fn storage(path: &Path, file: File, access: Access) -> Result<ImageFile, DiskError> {
+    if access.direct {
+        Direct::switch_on(&file, path, access.readonly)?;
+    }
+    ImageFile::try_from(file).map_err(|source| DiskError::Examine { path: path.into(), cause: source })
+}
+
+/// Where a backing file is: its name is relative to the directory of the image that names it.
+pub(in super::super) fn resolve(image: &Path, name: &str) -> Result<PathBuf, DiskError> {
+    let name = name.strip_prefix("file:").unwrap_or(name);
+    // QEMU takes what precedes a colon for a protocol, unless there is a slash before it.
+    if name.split('/').next().is_some_and(|first| first.contains(':')) {
+        let text = format!("has the backing file {name:?}: only files are supported");
+        return Err(problem(image, &text));
+    }
+    Ok(image.parent().unwrap_or(Path::new("")).join(name))
+}
+
+pub(in super::super) fn refuse(path: &Path, refusal: Refusal) -> DiskError {
+    match refusal {
+        Refusal::Io(source) => DiskError::Open { path: path.into(), access: "reading", cause: source },
+        Refusal::NotQcow2(reason) => DiskError::NotQcow2 { path: path.into(), reason },
+        Refusal::Unsupported(problem) => DiskError::Qcow2 { path: path.into(), problem },
+    }
+}
+
+fn problem(path: &Path, text: &str) -> DiskError {
+    DiskError::Qcow2 { path: path.into(), problem: text.to_owned() }
+}

@@ -1,0 +1,254 @@
+//! `nestling disk`: makes, shows and converts images, for who has no qemu-img.
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::output;
+use crate::agent::chain::chain;
+use crate::agent::exit::Exit;
+use crate::backend::disk::{
+    Access, Backing, DiskError, Format, Held, Image, ImageInfo, Layer, NewImage, convert, create, info,
+};
+use crate::spec::size::parse_size;
+
+/// Make, show and convert disk images
+#[derive(Debug, Args)]
+pub(super) struct DiskArgs {
+    #[command(subcommand)]
+    command: DiskCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum DiskCommand {
+    Create(CreateArgs),
+    Info(InfoArgs),
+    Convert(ConvertArgs),
+}
+
+/// The formats of images.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum FormatArg {
+    Raw,
+    Qcow2,
+}
+
+impl From<FormatArg> for Format {
+    fn from(format: FormatArg) -> Self {
+        match format {
+            FormatArg::Raw => Self::Raw,
+            FormatArg::Qcow2 => Self::Qcow2,
+        }
+    }
+}
+
+/// Make an empty image
+///
+/// A qcow2 image with a backing file shows that file's bytes until it is written to; the backing file itself is never
+/// changed, so that many images share it.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  nestling disk create work.img 10G
+  nestling disk create vm1.qcow2 --backing base.qcow2")]
+struct CreateArgs {
+    /// The image to make
+    path: PathBuf,
+    /// Size of the disk, such as 512M or 10G; with --backing, the base's size if left out
+    #[arg(value_parser = size)]
+    size: Option<u64>,
+    /// Its format; if left out, qcow2 for a name that ends in .qcow2 and with --backing, else raw
+    #[arg(long)]
+    format: Option<FormatArg>,
+    /// The image it is based on, as seen from the new image's directory, or an absolute path
+    #[arg(long, value_name = "BASE")]
+    backing: Option<String>,
+    /// The base's format, if its name does not tell
+    #[arg(long, value_name = "FORMAT", requires = "backing")]
+    backing_format: Option<FormatArg>,
+    /// Replace an image that is there
+    #[arg(long)]
+    force: bool,
+}
+
+/// Show an image: format, sizes, backing files, who has it open
+#[derive(Debug, Args)]
+struct InfoArgs {
+    /// The image
+    path: PathBuf,
+    /// Its format, if its name and its beginning do not agree
+    #[arg(long)]
+    format: Option<FormatArg>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Copy a disk into a new image, without its zeroes and without backing files
+///
+/// The new image appears under its name when it is complete, or not at all. Progress is shown on stderr.
+#[derive(Debug, Args)]
+struct ConvertArgs {
+    /// The image to read
+    source: PathBuf,
+    /// The image to make
+    target: PathBuf,
+    /// The source's format, if its name and its beginning do not agree
+    #[arg(long, value_name = "FORMAT")]
+    source_format: Option<FormatArg>,
+    /// The new image's format; if left out, qcow2 for a name that ends in .qcow2, else raw
+    #[arg(long)]
+    format: Option<FormatArg>,
+    /// Replace an image that is there
+    #[arg(long)]
+    force: bool,
+}
+
+/// Runs the command.
+pub(super) fn run(args: &DiskArgs) -> Exit {
+    let done = match &args.command {
+        DiskCommand::Create(args) => make(args),
+        DiskCommand::Info(args) => show(args),
+        DiskCommand::Convert(args) => copy(args),
+    };
+    match done {
+        Ok(()) => Exit::Success,
+        Err(error) => {
+            output::complain(&chain(&error));
+            Exit::BadInput
+        }
+    }
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    parse_size(text).ok_or_else(|| "write for example 512M, 10G or a number of bytes".to_owned())
+}
+
+/// The format of a new image: what is said, else what its name says.
+fn format_of(path: &Path, said: Option<FormatArg>) -> Format {
+    let named = path.extension().is_some_and(|suffix| suffix.eq_ignore_ascii_case("qcow2"));
+    said.map_or(if named { Format::Qcow2 } else { Format::Raw }, Format::from)
+}
+
+fn make(args: &CreateArgs) -> Result<(), DiskError> {
+    let format = match (args.format, &args.backing) {
+        (None, Some(_)) => Format::Qcow2,
+        (said, _) => format_of(&args.path, said),
+    };
+    let backing = args
+        .backing
+        .as_ref()
+        .map(|name| Backing { name: name.clone(), format: args.backing_format.map(Format::from) });
+    let new = NewImage { path: args.path.clone(), format, size_bytes: args.size, backing, force: args.force };
+    let bytes = create(&new)?;
+    output::print(&format!("{}: {}, {}\n", args.path.display(), format.name(), in_units(bytes)));
+    Ok(())
+}
+
+fn show(args: &InfoArgs) -> Result<(), DiskError> {
+    let info = info(&args.path, args.format.map(Format::from))?;
+    if args.json {
+        // Plain data always has a JSON form.
+        output::print(&format!("{}\n", serde_json::to_string_pretty(&info).unwrap_or_default()));
+    } else {
+        output::print(&in_words(&info));
+    }
+    Ok(())
+}
+
+fn in_words(info: &ImageInfo) -> String {
+    let mut text = String::new();
+    for layer in &info.layers {
+        let head = if text.is_empty() { "image" } else { "backing file" };
+        text.push_str(&format!("{head:<13} {}\n", layer.path.display()));
+        for (name, value) in lines(layer) {
+            text.push_str(&format!("  {name:<11} {value}\n"));
+        }
+    }
+    if let Some(reason) = &info.broken {
+        text.push_str(&format!("backing file  cannot be used: {reason}\n"));
+    }
+    text
+}
+
+fn lines(layer: &Layer) -> Vec<(&'static str, String)> {
+    let mut format = layer.format.name().to_owned();
+    if let (Some(version), Some(cluster)) = (layer.version, layer.cluster_bytes) {
+        format.push_str(&format!(", version {version}, clusters of {}", in_units(cluster)));
+    }
+    let mut lines = vec![
+        ("format", format),
+        ("disk", in_units(layer.virtual_bytes)),
+        ("allocated", in_units(layer.allocated_bytes)),
+    ];
+    if let Some(snapshots) = layer.snapshots.filter(|count| *count > 0) {
+        lines.push(("snapshots", snapshots.to_string()));
+    }
+    let by = if layer.held_by.is_empty() {
+        String::new()
+    } else {
+        format!(" by process {}", layer.held_by.join(", "))
+    };
+    match layer.lock {
+        Held::Free => {}
+        Held::Shared => lines.push(("open", format!("to read{by}"))),
+        Held::Exclusive => lines.push(("open", format!("to write{by}"))),
+    }
+    lines
+}
+
+/// `10 GiB (10737418240 bytes)`.
+fn in_units(bytes: u64) -> String {
+    for (shift, unit) in [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")] {
+        if bytes >= 1 << shift {
+            let tenths = (u128::from(bytes) * 10) >> shift;
+            let (whole, tenth) = (tenths / 10, tenths % 10);
+            let tenth = if tenth == 0 { String::new() } else { format!(".{tenth}") };
+            return format!("{whole}{tenth} {unit} ({bytes} bytes)");
+        }
+    }
+    format!("{bytes} bytes")
+}
+
+fn copy(args: &ConvertArgs) -> Result<(), DiskError> {
+    let format = format_of(&args.target, args.format);
+    let source = Image {
+        path: args.source.clone(),
+        format: args.source_format.map(Format::from),
+        access: Access::READ,
+        follow_backing: true,
+    };
+    let shown = std::io::stderr().is_terminal();
+    let mut last = None;
+    let result = convert(&source, &args.target, format, args.force, &mut |done, total| {
+        let percent = u128::from(done) * 100 / u128::from(total.max(1));
+        if shown && last != Some(percent) {
+            last = Some(percent);
+            output::print_error(&format!("\r{percent} %"));
+        }
+    });
+    if shown && last.is_some() {
+        output::print_error("\n");
+    }
+    let bytes = result?;
+    output::print(&format!("{}: {}, {}\n", args.target.display(), format.name(), in_units(bytes)));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_told_in_the_largest_unit_and_in_bytes() {
+        for (bytes, text) in [
+            (0, "0 bytes"),
+            (1023, "1023 bytes"),
+            (1536, "1.5 KiB (1536 bytes)"),
+            (10 << 30, "10 GiB (10737418240 bytes)"),
+            (u64::MAX, "16777215.9 TiB (18446744073709551615 bytes)"),
+        ] {
+            assert_eq!(in_units(bytes), text);
+        }
+    }
+}
