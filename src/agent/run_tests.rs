@@ -73,6 +73,7 @@ fn plan(dir: &Path) -> RunPlan {
         disks: Vec::new(),
         shares: Vec::new(),
         vsock: None,
+        nets: Vec::new(),
         console: ConsoleKind::Virtio,
         watchdog: true,
     };

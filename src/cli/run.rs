@@ -11,6 +11,7 @@ use crate::agent::exit::Exit;
 use crate::spec::config::{Config, Given};
 use crate::spec::disk::DiskConfig;
 use crate::spec::error::SpecError;
+use crate::spec::net::NetConfig;
 use crate::spec::plan::RunPlan;
 use crate::spec::share::ShareConfig;
 use crate::spec::vsock::VsockConfig;
@@ -91,6 +92,10 @@ pub(super) struct RunArgs {
     /// own AF_VSOCK, through /dev/vhost-vsock [default: cid=3]
     #[arg(long, value_name = "VSOCK")]
     vsock: Option<String>,
+    /// A network interface, repeatable; the first is the guest's eth0. `tap=NAME`, or `tap` for a new one; then
+    /// `,mac=…`, `,mtu=N`, `,queues=N`, `,fd=N` and `,rx-bytes-per-second=SIZE` (also rx-packets, tx-…) if wanted
+    #[arg(long, value_name = "NET")]
+    net: Vec<String>,
 
     /// The guest's console: virtio (hvc0) or serial (ttyS0) [default: virtio]
     #[arg(long, value_name = "KIND")]
@@ -162,6 +167,7 @@ impl RunArgs {
             disk: self.disk.iter().map(|text| disk(text)).collect::<Result<_, _>>()?,
             share: self.share.iter().map(|text| share(text)).collect::<Result<_, _>>()?,
             vsock: self.vsock.as_deref().map(vsock).transpose()?,
+            net: self.net.iter().map(|text| net(text)).collect::<Result<_, _>>()?,
             console: given("--console", self.console.as_ref()),
             watchdog: given("--watchdog", self.watchdog.as_ref()),
             balloon: given("--balloon", self.balloon.as_ref()),
@@ -191,4 +197,9 @@ fn share(text: &str) -> Result<Given<ShareConfig>, SpecError> {
 fn vsock(text: &str) -> Result<Given<VsockConfig>, SpecError> {
     let vsock = VsockConfig::parse(text).map_err(|problem| Given::by_flag("--vsock", ()).refuse(problem))?;
     Ok(Given::by_flag("--vsock", vsock))
+}
+
+fn net(text: &str) -> Result<Given<NetConfig>, SpecError> {
+    let net = NetConfig::parse(text).map_err(|problem| Given::by_flag("--net", ()).refuse(problem))?;
+    Ok(Given::by_flag("--net", net))
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::disk::DiskConfig;
 use super::error::{Problem, SpecError};
+use super::net::NetConfig;
 use super::share::ShareConfig;
 use super::vsock::VsockConfig;
 
@@ -94,6 +95,8 @@ pub struct Config {
     pub share: Vec<Given<ShareConfig>>,
     /// `vsock`: streams to programs of the host.
     pub vsock: Option<Given<VsockConfig>>,
+    /// `net`: network interfaces, in order.
+    pub net: Vec<Given<NetConfig>>,
     /// `console`: `virtio` or `serial`.
     pub console: Option<Given<String>>,
     /// `watchdog`: `on` or `off`.
@@ -113,7 +116,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// This config with everything that `over` says put in its place. Disks are replaced as a whole, and one kind of
+    /// This config with everything that `over` says put in its place. Disks and interfaces are replaced as a whole, and one kind of
     /// command line replaces the other.
     #[must_use]
     pub fn overridden_by(self, over: Self) -> Self {
@@ -134,6 +137,7 @@ impl Config {
             disk: if over.disk.is_empty() { self.disk } else { over.disk },
             share: if over.share.is_empty() { self.share } else { over.share },
             vsock: over.vsock.or(self.vsock),
+            net: if over.net.is_empty() { self.net } else { over.net },
             console: over.console.or(self.console),
             watchdog: over.watchdog.or(self.watchdog),
             balloon: over.balloon.or(self.balloon),

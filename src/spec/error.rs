@@ -176,6 +176,14 @@ pub enum Problem {
         /// What is wrong.
         reason: String,
     },
+    /// A description of a network interface that cannot be read.
+    #[error("`{text}` does not describe a network interface: {reason}, as in tap=tap0,mac=02:00:00:00:00:01")]
+    Net {
+        /// What was written.
+        text: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// A vsock description that cannot be read.
     #[error("`{text}` does not describe a vsock device: {reason}, as in cid=3,path=/run/nestling/vm.vsock")]
     Vsock {
@@ -225,6 +233,12 @@ pub enum Problem {
         /// Its path or its partitions, after a space.
         disk: String,
         /// What is wrong, with the mend.
+        reason: String,
+    },
+    /// A network interface that cannot be had.
+    #[error("the network interface cannot be had: {reason}")]
+    NetValue {
+        /// What is wrong, and its mend.
         reason: String,
     },
     /// A disk without a single sector.

@@ -10,6 +10,7 @@ pub mod config;
 pub mod disk;
 pub mod error;
 mod files;
+pub mod net;
 mod options;
 mod resolve;
 mod rng;

@@ -45,6 +45,8 @@ pub struct MachinePlan {
     pub shares: Vec<SharePlan>,
     /// Streams between programs of the guest and of the host, if any.
     pub vsock: Option<VsockPlan>,
+    /// Network interfaces in the order they were written: the first is the guest's `eth0`.
+    pub nets: Vec<NetPlan>,
     /// Which console the guest gets.
     pub console: ConsoleKind,
     /// Whether the guest gets a watchdog, whose expiry ends the machine.
@@ -268,6 +270,52 @@ pub enum VsockHost {
     },
     /// The node's own AF_VSOCK, through `/dev/vhost-vsock`.
     Kernel,
+}
+
+/// One virtio-net device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetPlan {
+    /// The host's end.
+    pub tap: TapPlan,
+    /// The guest's address: of one machine, not a group.
+    pub mac: [u8; 6],
+    /// The MTU to set; `None` takes the tap's.
+    pub mtu: Option<u16>,
+    /// Queue pairs, 1 to 32.
+    pub queues: u16,
+    /// What the guest may receive.
+    pub receive: DirectionPlan,
+    /// What it may transmit.
+    pub transmit: DirectionPlan,
+}
+
+/// Which tap an interface is connected to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TapPlan {
+    /// A new one.
+    New,
+    /// The one of this name, which is made if it is not there.
+    Named(String),
+    /// An inherited descriptor.
+    Descriptor(i32),
+}
+
+/// How much may pass in one direction.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DirectionPlan {
+    /// Bytes of frames.
+    pub bytes: Option<RatePlan>,
+    /// Frames.
+    pub packets: Option<RatePlan>,
+}
+
+/// A rate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RatePlan {
+    /// In a second, at least 1.
+    pub per_second: u64,
+    /// At once after a quiet time, at least 1.
+    pub burst: u64,
 }
 
 /// The guest's console device.

@@ -12,6 +12,7 @@ use super::config::{Config, Given, Origin};
 use super::disk::{self, DiskConfig, PartitionConfig};
 use super::error::SpecError;
 use super::files::in_words;
+use super::net::{self, NetConfig};
 use super::share::{self, ShareConfig};
 use super::vsock::{self, VsockConfig};
 
@@ -30,6 +31,7 @@ const KEYS: &[&str] = &[
     "disk",
     "share",
     "vsock",
+    "net",
     "console",
     "watchdog",
     "balloon",
@@ -56,6 +58,7 @@ struct Document {
     #[serde(alias = "shares")]
     share: Option<Vec<Spanned<ShareConfig>>>,
     vsock: Option<Spanned<VsockConfig>>,
+    net: Option<Vec<Spanned<NetConfig>>>,
     console: Option<Spanned<String>>,
     watchdog: Option<Spanned<String>>,
     balloon: Option<Spanned<String>>,
@@ -147,6 +150,7 @@ impl Document {
             disk: self.disk.unwrap_or_default().into_iter().map(|disk| disk_config(disk, &file)).collect(),
             share: self.share.unwrap_or_default().into_iter().map(|share| place(share, &file)).collect(),
             vsock: self.vsock.map(|vsock| place(vsock, &file)),
+            net: self.net.unwrap_or_default().into_iter().map(|net| place(net, &file)).collect(),
             console: text(self.console),
             watchdog: text(self.watchdog),
             balloon: text(self.balloon),
@@ -200,6 +204,8 @@ fn refuse(file: &Path, error: &YamlError) -> SpecError {
                 &share::KEYS
             } else if expected.contains(&"cid") {
                 &vsock::KEYS
+            } else if expected.contains(&"mac") {
+                &net::KEYS
             } else if expected.contains(&"label") {
                 &disk::PARTITION_KEYS
             } else {

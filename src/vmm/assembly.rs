@@ -11,6 +11,7 @@ use super::shares;
 use super::vcpu::Buses;
 use super::wiring::KvmWiring;
 use crate::backend::console::{ConsoleInput, ConsoleLog};
+use crate::backend::tap::{Tap, TapSource};
 use crate::backend::vsock::{VsockListener, raise_descriptor_limit};
 use crate::devices::bus::Bus;
 use crate::devices::pci::host_bridge::HostBridge;
@@ -18,15 +19,19 @@ use crate::devices::pci::root::{MAX_DEVICES, PciRoot};
 use crate::devices::platform::power::{self, PowerControl, PowerRequest};
 use crate::devices::platform::pvpanic::PanicEvent;
 use crate::devices::platform::serial::{self, SerialInput, SerialPort};
+use crate::devices::rate_limit::Rate;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::balloon::{Balloon, BalloonOptions};
 use crate::devices::virtio::console::Console;
+use crate::devices::virtio::net::{DirectionRates, Net};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::transport::{BAR_SIZE, Context, VirtioPci};
 use crate::devices::virtio::vhost::vsock::VhostVsock;
 use crate::devices::virtio::vsock::Vsock;
 use crate::devices::wiring::Wiring;
-use crate::spec::plan::{BalloonPlan, ConsoleKind, MachinePlan, VsockHost, VsockPlan};
+use crate::spec::plan::{
+    BalloonPlan, ConsoleKind, DirectionPlan, MachinePlan, NetPlan, RatePlan, TapPlan, VsockHost, VsockPlan,
+};
 use crate::status::model::{BootStage, DeviceFacts};
 use crate::x86::layout::{
     PCI_ECAM_SIZE, PCI_ECAM_START, PCI_MMIO_END, PCI_MMIO_START, SERIAL_GSI, SERIAL_PORT,
@@ -93,12 +98,15 @@ impl Devices {
             }
         }
         let limit = MAX_DEVICES - FIXED_DEVICES;
-        let asked = plan.disks.len() + plan.shares.len();
+        let asked = plan.disks.len() + plan.nets.len() + plan.shares.len();
         if asked > limit {
             return Err(MachineError::TooManyDisks { asked, limit });
         }
         for (index, disk) in plan.disks.iter().enumerate() {
             devices.push(Arc::new(super::disks::device(disk, index, plan.cpus)?));
+        }
+        for net in &plan.nets {
+            devices.push(Arc::new(network(net)?));
         }
         for share in &plan.shares {
             devices.push(Arc::new(shares::open(share)?));
@@ -183,6 +191,21 @@ fn new_balloon(plan: BalloonPlan, memory: &GuestMemoryMmap) -> Result<Arc<Balloo
     let BalloonPlan { deflate_on_oom, free_page_reporting } = plan;
     let options = BalloonOptions { deflate_on_oom, free_page_reporting };
     Balloon::new(options, memory).map(Arc::new).map_err(resource("the balloon cannot be set up"))
+}
+
+/// Opens an interface's tap and puts the device on it.
+fn network(plan: &NetPlan) -> Result<Net, MachineError> {
+    let source = match &plan.tap {
+        TapPlan::New => TapSource::New,
+        TapPlan::Named(name) => TapSource::Named(name.clone()),
+        TapPlan::Descriptor(fd) => TapSource::Descriptor(*fd),
+    };
+    let tap = Tap::open(&source, plan.queues, plan.mtu)?;
+    let rate = |plan: RatePlan| Rate { per_second: plan.per_second, burst: plan.burst };
+    let rates =
+        |plan: DirectionPlan| DirectionRates { bytes: plan.bytes.map(rate), frames: plan.packets.map(rate) };
+    Net::new(tap, plan.mac, rates(plan.receive), rates(plan.transmit))
+        .map_err(resource("a network interface has no timer for its limits"))
 }
 
 /// Builds bus 0 with the host bridge and one function per device.

@@ -3,6 +3,7 @@
 use std::io;
 
 use crate::backend::disk::DiskError;
+use crate::backend::tap::TapError;
 use crate::boot::BootError;
 use crate::boot::cmdline::CmdlineError;
 use crate::devices::bus::OverlapError;
@@ -36,10 +37,10 @@ pub enum MachineError {
         /// KVM_CAP_MAX_VCPUS.
         limit: usize,
     },
-    /// More disks and shares than the PCI bus has room for.
-    #[error("{asked} disks and shares do not fit on the PCI bus; at most {limit} do")]
+    /// More devices than the PCI bus has room for.
+    #[error("{asked} disks, network interfaces and shares do not fit on the PCI bus; at most {limit} do")]
     TooManyDisks {
-        /// Disks and shares of the plan.
+        /// Disks, network interfaces and shares of the plan.
         asked: usize,
         /// What fits.
         limit: usize,
@@ -61,6 +62,9 @@ pub enum MachineError {
     /// The vsock socket cannot be had.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// A tap cannot be used.
+    #[error(transparent)]
+    Tap(#[from] TapError),
     /// Kernel or initrd cannot be loaded.
     #[error(transparent)]
     Boot(#[from] BootError),

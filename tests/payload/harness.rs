@@ -74,6 +74,7 @@ impl Guest {
             disks: Vec::new(),
             shares: Vec::new(),
             vsock: None,
+            nets: Vec::new(),
             console: ConsoleKind::Serial,
             watchdog: true,
         };

@@ -13,6 +13,7 @@ pub mod block;
 pub mod common;
 pub mod console;
 pub mod fs;
+pub mod net;
 pub mod queue;
 pub mod rng;
 #[cfg(any(test, feature = "test-utils"))]
@@ -88,7 +89,7 @@ impl HostSource {
 pub enum Listen {
     /// Yes.
     Yes,
-    /// Not until a queue has been served again: the guest has no room.
+    /// Not until a queue or another source has been served: the guest has no room, or a rate limit says to wait.
     Later,
     /// Never again: the source ended.
     No,
@@ -185,7 +186,7 @@ pub trait QueueHandler: Send {
         Vec::new()
     }
 
-    /// Host descriptor number `source` is readable, or a queue was served since [`Listen::Later`].
+    /// Host descriptor number `source` is readable, or a queue or another source was served since [`Listen::Later`].
     ///
     /// # Errors
     /// When the guest broke the queue.
