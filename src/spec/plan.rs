@@ -287,6 +287,19 @@ pub struct NetPlan {
     pub receive: DirectionPlan,
     /// What it may transmit.
     pub transmit: DirectionPlan,
+    /// Who moves the frames.
+    pub vhost: VhostPlan,
+}
+
+/// Whether the kernel moves an interface's frames (vhost-net).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VhostPlan {
+    /// If it can.
+    Auto,
+    /// It has to.
+    On,
+    /// It does not.
+    Off,
 }
 
 /// Which tap an interface is connected to.

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 
 use super::control::Control;
@@ -30,7 +31,8 @@ use crate::devices::virtio::vhost::vsock::VhostVsock;
 use crate::devices::virtio::vsock::Vsock;
 use crate::devices::wiring::Wiring;
 use crate::spec::plan::{
-    BalloonPlan, ConsoleKind, DirectionPlan, MachinePlan, NetPlan, RatePlan, TapPlan, VsockHost, VsockPlan,
+    BalloonPlan, ConsoleKind, DirectionPlan, MachinePlan, NetPlan, RatePlan, TapPlan, VhostPlan, VsockHost,
+    VsockPlan,
 };
 use crate::status::model::{BootStage, DeviceFacts};
 use crate::x86::layout::{
@@ -106,7 +108,7 @@ impl Devices {
             devices.push(Arc::new(super::disks::device(disk, index, plan.cpus)?));
         }
         for net in &plan.nets {
-            devices.push(Arc::new(network(net)?));
+            devices.push(Arc::new(network(net, memory)?));
         }
         for share in &plan.shares {
             devices.push(Arc::new(shares::open(share)?));
@@ -194,7 +196,7 @@ fn new_balloon(plan: BalloonPlan, memory: &GuestMemoryMmap) -> Result<Arc<Balloo
 }
 
 /// Opens an interface's tap and puts the device on it.
-fn network(plan: &NetPlan) -> Result<Net, MachineError> {
+fn network(plan: &NetPlan, memory: &GuestMemoryMmap) -> Result<Net, MachineError> {
     let source = match &plan.tap {
         TapPlan::New => TapSource::New,
         TapPlan::Named(name) => TapSource::Named(name.clone()),
@@ -204,8 +206,18 @@ fn network(plan: &NetPlan) -> Result<Net, MachineError> {
     let rate = |plan: RatePlan| Rate { per_second: plan.per_second, burst: plan.burst };
     let rates =
         |plan: DirectionPlan| DirectionRates { bytes: plan.bytes.map(rate), frames: plan.packets.map(rate) };
-    Net::new(tap, plan.mac, rates(plan.receive), rates(plan.transmit))
-        .map_err(resource("a network interface has no timer for its limits"))
+    let mut net = Net::new(tap, plan.mac, rates(plan.receive), rates(plan.transmit))
+        .map_err(resource("a network interface has no timer for its limits"))?;
+    match plan.vhost {
+        VhostPlan::On => net.hand_to_kernel(memory)?,
+        VhostPlan::Auto if Path::new("/dev/vhost-net").exists() => {
+            if let Err(error) = net.hand_to_kernel(memory) {
+                tracing::info!("a network interface is served by us and not by the kernel: {error}");
+            }
+        }
+        VhostPlan::Auto | VhostPlan::Off => {}
+    }
+    Ok(net)
 }
 
 /// Builds bus 0 with the host bridge and one function per device.

@@ -56,9 +56,9 @@ pub enum MachineError {
         /// Why.
         source: VhostError,
     },
-    /// The kernel does not serve the vsock.
+    /// The kernel does not serve a device's queues.
     #[error(transparent)]
-    VhostVsock(#[from] VhostError),
+    Vhost(#[from] VhostError),
     /// The vsock socket cannot be had.
     #[error(transparent)]
     Socket(#[from] SocketError),

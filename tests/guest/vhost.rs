@@ -43,3 +43,35 @@ fn a_vsock_address_that_is_taken_is_refused() {
     assert_ne!(second.code, Some(0));
     assert!(second.log.contains("the vsock address 9 is taken on this node"), "{}", second.log);
 }
+
+/// The tap and the addresses are in a network namespace of this test's own: those a thread makes are its children's too.
+#[test]
+fn vhost_net_carries_tcp_both_ways_at_no_exit() {
+    let work = || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        tcp_over_vhost_net();
+    };
+    std::thread::spawn(work).join().unwrap();
+}
+
+fn tcp_over_vhost_net() {
+    let script = "set -e; stty -echo; probe load virtio_net; ip addr add 10.77.0.2/24 dev eth0; ip link set eth0 up; \
+                  probe tcp-echo --listen 10.77.0.2:5000 --count 8 & echo READY; read line; wait; \
+                  ip link set eth0 down; echo ALL DONE";
+    let mut vm = Vm::start_devices(Kernel::Debian61, &["--net", "tap=tap0,queues=2,vhost=on"], script);
+    vm.expect("READY\r\n");
+    assert!(host::busybox(&["ip", "addr", "add", "10.77.0.1/24", "dev", "tap0"]).status().unwrap().success());
+    let connect = [&["tcp-connect", "10.77.0.2:5000"], &FLOW[..]].concat();
+    host::probe_ok(&connect);
+    assert!(vm.ask(&["pause"]).status.success());
+    assert!(vm.ask(&["resume"]).status.success());
+    let steady = Steady::begin(&vm);
+    let said = host::probe_ok(&connect);
+    let delta = steady.end(&vm, "16 MiB each way over vhost-net");
+    println!("  {}", said.trim());
+    delta.assert_no_exits();
+    let net = delta.device("virtio-net");
+    assert_eq!((net.counter("rx_packets"), net.counter("tx_packets")), (0, 0), "the kernel moves them");
+    vm.type_line("");
+    vm.end().assert_all_done();
+}

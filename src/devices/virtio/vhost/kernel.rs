@@ -8,17 +8,17 @@ use super::{Backend, Ring, VhostError};
 
 /// What one kind of kernel back end has besides rings.
 pub trait KernelDevice: VhostBackend + Send {
-    /// Begins to serve the rings, which have the numbers from 0 to `rings`.
+    /// Begins to serve the rings with these numbers.
     ///
     /// # Errors
     /// The kernel's own.
-    fn begin(&self, rings: usize) -> vhost::Result<()>;
+    fn begin(&self, rings: &[usize]) -> vhost::Result<()>;
 
-    /// Ends it; when this returns, no ring is touched any more.
+    /// Ends it; when this returns, none of them is touched any more.
     ///
     /// # Errors
     /// The kernel's own.
-    fn end(&self, rings: usize) -> vhost::Result<()>;
+    fn end(&self, rings: &[usize]) -> vhost::Result<()>;
 }
 
 /// One open vhost device, and us as its owner.
@@ -26,17 +26,24 @@ pub struct VhostKernel<D> {
     name: String,
     device: D,
     features: u64,
+    /// The queue that the kernel knows as ring 0.
+    first: usize,
 }
 
 impl<D: KernelDevice> VhostKernel<D> {
-    /// Claims the device.
+    /// Claims the device, whose ring 0 is queue `first`.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn new(name: String, device: D) -> Result<Self, VhostError> {
+    pub fn new(name: String, device: D, first: usize) -> Result<Self, VhostError> {
         device.set_owner().map_err(VhostError::refused(&name, "our claim to it"))?;
         let features = device.get_features().map_err(VhostError::refused(&name, "its features"))?;
-        Ok(Self { name, device, features })
+        Ok(Self { name, device, features, first })
+    }
+
+    /// The kernel's numbers of these rings.
+    fn numbers(&self, rings: &[Ring]) -> Vec<usize> {
+        rings.iter().map(|ring| ring.index.saturating_sub(self.first)).collect()
     }
 
     /// The device itself.
@@ -74,16 +81,18 @@ impl<D: KernelDevice> Backend for VhostKernel<D> {
             })
             .collect();
         self.device.set_mem_table(&regions).map_err(refused("guest memory"))?;
-        for (at, ring) in rings.iter().enumerate() {
+        let numbers = self.numbers(rings);
+        for (&at, ring) in numbers.iter().zip(rings) {
             ring.hand_over(&self.device, &self.name, at, &ring.addresses(), broken)?;
         }
-        self.device.begin(rings.len()).map_err(refused("to begin"))
+        self.device.begin(&numbers).map_err(refused("to begin"))
     }
 
     fn stop(&mut self, rings: &[Ring]) -> Result<Vec<u16>, VhostError> {
         let refused = |doing| VhostError::refused(&self.name, doing);
-        self.device.end(rings.len()).map_err(refused("to stop"))?;
-        let next = (0..rings.len()).map(|at| self.device.get_vring_base(at).map(|next| next as u16));
+        let numbers = self.numbers(rings);
+        self.device.end(&numbers).map_err(refused("to stop"))?;
+        let next = numbers.iter().map(|&at| self.device.get_vring_base(at).map(|next| next as u16));
         next.collect::<vhost::Result<_>>().map_err(refused("a ring's next entry"))
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod kernel;
 mod lane;
+pub mod net;
 mod ring;
 mod session;
 pub mod user;

@@ -45,7 +45,7 @@ fn open(cid: u64, memory: GuestMemoryMmap) -> Result<Kernel, VhostError> {
              out `vhost=true`"
         ))
     })?;
-    let kernel = VhostKernel::new(name, device)?;
+    let kernel = VhostKernel::new(name, device, 0)?;
     kernel.device().set_guest_cid(cid).map_err(|error| {
         VhostError::Unreachable(format!(
             "the vsock address {cid} is taken on this node, or is not one: {error}"
@@ -55,11 +55,11 @@ fn open(cid: u64, memory: GuestMemoryMmap) -> Result<Kernel, VhostError> {
 }
 
 impl KernelDevice for Vsock<Arc<GuestMemoryMmap>> {
-    fn begin(&self, _rings: usize) -> vhost::Result<()> {
+    fn begin(&self, _rings: &[usize]) -> vhost::Result<()> {
         self.start()
     }
 
-    fn end(&self, _rings: usize) -> vhost::Result<()> {
+    fn end(&self, _rings: &[usize]) -> vhost::Result<()> {
         self.stop()
     }
 }
