@@ -287,6 +287,18 @@ mod tests {
     }
 
     #[test]
+    fn the_kernel_moves_frames_unless_a_limit_is_ours_to_keep() {
+        for (text, vhost) in [
+            ("tap", VhostPlan::Auto),
+            ("tap,vhost=on", VhostPlan::On),
+            ("tap,vhost=off", VhostPlan::Off),
+            ("tap,tx-bytes-per-second=1M", VhostPlan::Off),
+        ] {
+            assert_eq!(plan(text).unwrap().vhost, vhost, "{text}");
+        }
+    }
+
+    #[test]
     fn every_key_is_read() {
         let text = "tap=t0,mac=02:00:00:aA:00:01,mtu=9000,queues=4,rx-bytes-per-second=10M,rx-bytes-burst=1M,\
                     tx-packets-per-second=500";
@@ -324,6 +336,8 @@ mod tests {
             ("tap,tx-packets-burst=1", "needs `tx-packets-per-second`"),
             ("tap,mak=1", "did you mean `mac`"),
             ("tap,mtu", "`mtu` has no value"),
+            ("tap,vhost=yes", "auto, on or off"),
+            ("tap,vhost=on,rx-bytes-per-second=1M", "keeps no limits"),
         ] {
             let message = plan(text).expect_err(text);
             assert!(message.contains(part), "{text}: {message}");
