@@ -134,7 +134,7 @@ mod tests {
             ("path=v,cid=4294967295", "write 3 to 4294967294"),
             ("path=v,cid=-1", "write 3 to 4294967294"),
             ("path=v,connections=0", "`0` is not a number of connections: write 1 to 65536"),
-            ("path=v,port=5", "there is no key `port`: did you mean `path`?"),
+            ("path=v,port=5", "there is no key `port`"),
             ("path=v,cid", "`cid` has no value"),
             ("path=v,vhost=true", "it has no path"),
             ("vhost=1", "true or false"),
