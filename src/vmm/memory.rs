@@ -245,7 +245,7 @@ mod tests {
         ram.memory().write_obj(0x1234_u16, GuestAddress(0x20_0000)).unwrap();
         let other = MmapRegion::<()>::from_file(file.clone(), 4 * HUGE_PAGE).unwrap();
         // SAFETY: two bytes inside the mapping made above.
-        assert_eq!(unsafe { other.as_ptr().byte_add(0x20_0000).cast::<u16>().read() }, 0x1234);
+        assert_eq!(unsafe { other.as_ptr().wrapping_byte_add(0x20_0000).cast::<u16>().read() }, 0x1234);
         assert!(file.file().set_len(0).is_err(), "a shorter file would be a SIGBUS");
     }
 

@@ -261,7 +261,7 @@ fn reserve_ram(plan: &MachinePlan) -> io::Result<GuestRam> {
     match &backing.cost {
         None => tracing::info!("guest RAM is a {}, because a share's server has to see it", backing.name),
         Some(cost) => {
-            tracing::warn!("guest RAM is a {}, because a share's server has to see it: {cost}", backing.name)
+            tracing::warn!("guest RAM is a {}, because a share's server has to see it: {cost}", backing.name);
         }
     }
     Ok(ram)
