@@ -30,8 +30,12 @@ mod memory;
 mod net;
 #[path = "guest/platform.rs"]
 mod platform;
+#[path = "guest/share.rs"]
+mod share;
 #[path = "guest/storage.rs"]
 mod storage;
+#[path = "guest/vhost.rs"]
+mod vhost;
 #[path = "guest/vsock.rs"]
 mod vsock;
 

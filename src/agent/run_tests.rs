@@ -73,6 +73,7 @@ fn plan(dir: &Path) -> RunPlan {
         cmdline: CmdlinePlan::Append(String::new()),
         disks: Vec::new(),
         ports: Vec::new(),
+        shares: Vec::new(),
         vsock: None,
         nets: Vec::new(),
         console: ConsoleKind::Virtio,

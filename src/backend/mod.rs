@@ -6,4 +6,5 @@ pub mod disk;
 pub(crate) mod netns;
 pub mod port;
 pub mod tap;
+pub mod virtiofsd;
 pub mod vsock;

@@ -14,6 +14,7 @@ use crate::spec::error::SpecError;
 use crate::spec::net::NetConfig;
 use crate::spec::plan::RunPlan;
 use crate::spec::port::PortConfig;
+use crate::spec::share::ShareConfig;
 use crate::spec::vsock::VsockConfig;
 use crate::spec::yaml;
 use crate::status::clock::Clock;
@@ -86,8 +87,14 @@ pub(super) struct RunArgs {
     /// as a Unix socket for one client at a time
     #[arg(long, value_name = "PORT")]
     port: Vec<String>,
+    /// A directory of the host for the guest, repeatable: `tag=T,dir=D`, then `,readonly=true` and
+    /// `,cache=auto|never|always` if wanted; or `tag=T,socket=S` of a virtiofsd you run. In the guest:
+    /// `mount -t virtiofs T /mnt`
+    #[arg(long, value_name = "SHARE")]
+    share: Vec<String>,
     /// Streams between programs of the guest and of the host: `cid=N,path=FILE`. The host's connect to the Unix socket FILE
-    /// and say `CONNECT <port>`; the guest reaches FILE_<port> as port <port> of cid 2 [default: cid=3]
+    /// and say `CONNECT <port>`; the guest reaches FILE_<port> as port <port> of cid 2. Or `cid=N,vhost=true`: the node's
+    /// own AF_VSOCK, through /dev/vhost-vsock [default: cid=3]
     #[arg(long, value_name = "VSOCK")]
     vsock: Option<String>,
 
@@ -168,6 +175,7 @@ impl RunArgs {
             memory: given("--memory", self.memory.as_ref()),
             disk: self.disk.iter().map(|text| disk(text)).collect::<Result<_, _>>()?,
             port: self.port.iter().map(|text| port(text)).collect::<Result<_, _>>()?,
+            share: self.share.iter().map(|text| share(text)).collect::<Result<_, _>>()?,
             vsock: self.vsock.as_deref().map(vsock).transpose()?,
             net: self.net.iter().map(|text| net(text)).collect::<Result<_, _>>()?,
             console: given("--console", self.console.as_ref()),
@@ -195,6 +203,11 @@ fn disk(text: &str) -> Result<Given<DiskConfig>, SpecError> {
 fn port(text: &str) -> Result<Given<PortConfig>, SpecError> {
     let port = PortConfig::parse(text).map_err(|problem| Given::by_flag("--port", ()).refuse(problem))?;
     Ok(Given::by_flag("--port", port))
+}
+
+fn share(text: &str) -> Result<Given<ShareConfig>, SpecError> {
+    let share = ShareConfig::parse(text).map_err(|problem| Given::by_flag("--share", ()).refuse(problem))?;
+    Ok(Given::by_flag("--share", share))
 }
 
 fn vsock(text: &str) -> Result<Given<VsockConfig>, SpecError> {

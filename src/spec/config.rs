@@ -8,6 +8,7 @@ use super::disk::DiskConfig;
 use super::error::{Problem, SpecError};
 use super::net::NetConfig;
 use super::port::PortConfig;
+use super::share::ShareConfig;
 use super::vsock::VsockConfig;
 
 /// The socket a VM listens on when nothing else is said.
@@ -93,6 +94,8 @@ pub struct Config {
     pub disk: Vec<Given<DiskConfig>>,
     /// `port`: named character ports, in order.
     pub port: Vec<Given<PortConfig>>,
+    /// `share`: directories of the host.
+    pub share: Vec<Given<ShareConfig>>,
     /// `vsock`: streams to programs of the host.
     pub vsock: Option<Given<VsockConfig>>,
     /// `net`: network interfaces, in order.
@@ -138,6 +141,7 @@ impl Config {
             memory: over.memory.or(self.memory),
             disk: if over.disk.is_empty() { self.disk } else { over.disk },
             port: if over.port.is_empty() { self.port } else { over.port },
+            share: if over.share.is_empty() { self.share } else { over.share },
             vsock: over.vsock.or(self.vsock),
             net: if over.net.is_empty() { self.net } else { over.net },
             console: over.console.or(self.console),

@@ -206,17 +206,15 @@ pub enum Problem {
         /// What is wrong.
         reason: String,
     },
-    /// A vsock description that cannot be read.
-    #[error("`{text}` does not describe a vsock device: {reason}, as in cid=3,path=/run/nestling/vm.vsock")]
-    Vsock {
-        /// What was written.
-        text: String,
+    /// A share description that cannot be used.
+    #[error("a share cannot be this way: {reason}; write for example tag=data,dir=/srv/data")]
+    Share {
         /// What is wrong.
         reason: String,
     },
-    /// A description of a network interface that cannot be read.
-    #[error("`{text}` does not describe a network interface: {reason}, as in tap=tap0,mac=02:00:00:00:00:01")]
-    Net {
+    /// A vsock description that cannot be read.
+    #[error("`{text}` does not describe a vsock device: {reason}, as in cid=3,path=/run/nestling/vm.vsock")]
+    Vsock {
         /// What was written.
         text: String,
         /// What is wrong.
@@ -244,6 +242,14 @@ pub enum Problem {
         path: PathBuf,
         /// Its length.
         length: usize,
+    },
+    /// A description of a network interface that cannot be read.
+    #[error("`{text}` does not describe a network interface: {reason}, as in tap=tap0,mac=02:00:00:00:00:01")]
+    Net {
+        /// What was written.
+        text: String,
+        /// What is wrong.
+        reason: String,
     },
     /// A network interface that cannot be had.
     #[error("the network interface cannot be had: {reason}")]

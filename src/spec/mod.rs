@@ -16,6 +16,7 @@ mod options;
 pub mod port;
 mod resolve;
 mod rng;
+pub mod share;
 pub mod size;
 pub mod vsock;
 pub mod yaml;

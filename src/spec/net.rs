@@ -6,12 +6,12 @@ use serde::Deserialize;
 use super::config::Given;
 use super::error::{Problem, SpecError};
 use super::options;
-use super::plan::{NetPlan, RateLimit, TapPlan};
+use super::plan::{NetPlan, RateLimit, TapPlan, VhostPlan};
 use super::size::parse_size;
 use crate::spec::plan::DirectionPlan;
 
 /// The keys an interface has, for messages and for spelling hints.
-pub(super) const KEYS: [&str; 15] = [
+pub(super) const KEYS: [&str; 16] = [
     "mode",
     "tap",
     "name",
@@ -19,6 +19,7 @@ pub(super) const KEYS: [&str; 15] = [
     "mac",
     "mtu",
     "queues",
+    "vhost",
     "rx-bytes-per-second",
     "rx-bytes-burst",
     "rx-packets-per-second",
@@ -54,6 +55,8 @@ pub struct NetConfig {
     pub mtu: Option<String>,
     /// Queue pairs.
     pub queues: Option<String>,
+    /// `auto`, `on` or `off`: whether the kernel moves the frames.
+    pub vhost: Option<String>,
     /// A size: bytes the guest receives in a second.
     pub rx_bytes_per_second: Option<String>,
     /// A size: bytes beyond a second of them, saved up in a quiet time.
@@ -96,6 +99,7 @@ impl NetConfig {
             "mac" => &mut self.mac,
             "mtu" => &mut self.mtu,
             "queues" => &mut self.queues,
+            "vhost" => &mut self.vhost,
             "rx-bytes-per-second" => &mut self.rx_bytes_per_second,
             "rx-bytes-burst" => &mut self.rx_bytes_burst,
             "rx-packets-per-second" => &mut self.rx_packets_per_second,
@@ -108,6 +112,22 @@ impl NetConfig {
         })
     }
 
+    /// The kernel holds no frame back: limits are ours to keep.
+    fn vhost_plan(&self, limits: &[&DirectionPlan]) -> Result<VhostPlan, String> {
+        let limited = limits.iter().any(|limit| limit.bytes.is_some() || limit.packets.is_some());
+        match self.vhost.as_deref() {
+            Some("on" | "true") if limited => {
+                Err("with `vhost=on` the kernel moves the frames, and it keeps no limits: leave out either"
+                    .to_owned())
+            }
+            None | Some("auto") if limited => Ok(VhostPlan::Off),
+            None | Some("auto") => Ok(VhostPlan::Auto),
+            Some("on" | "true") => Ok(VhostPlan::On),
+            Some("off" | "false") => Ok(VhostPlan::Off),
+            Some(other) => Err(format!("`vhost` is auto, on or off, not `{other}`")),
+        }
+    }
+
     fn plan(&self, index: usize) -> Result<NetPlan, String> {
         let direction = |name, bytes: [&Option<String>; 2], packets: [&Option<String>; 2]| {
             Ok::<_, String>(DirectionPlan {
@@ -115,6 +135,17 @@ impl NetConfig {
                 packets: rate(&format!("{name}-packets"), packets)?,
             })
         };
+        let receive = direction(
+            "rx",
+            [&self.rx_bytes_per_second, &self.rx_bytes_burst],
+            [&self.rx_packets_per_second, &self.rx_packets_burst],
+        )?;
+        let transmit = direction(
+            "tx",
+            [&self.tx_bytes_per_second, &self.tx_bytes_burst],
+            [&self.tx_packets_per_second, &self.tx_packets_burst],
+        )?;
+        let vhost = self.vhost_plan(&[&receive, &transmit])?;
         Ok(NetPlan {
             tap: self.tap_plan()?,
             mac: match &self.mac {
@@ -123,16 +154,9 @@ impl NetConfig {
             },
             mtu: number(self.mtu.as_deref(), "mtu", MTU)?,
             queues: number(self.queues.as_deref(), "queues", 1..=MAX_QUEUES)?.unwrap_or(1),
-            receive: direction(
-                "rx",
-                [&self.rx_bytes_per_second, &self.rx_bytes_burst],
-                [&self.rx_packets_per_second, &self.rx_packets_burst],
-            )?,
-            transmit: direction(
-                "tx",
-                [&self.tx_bytes_per_second, &self.tx_bytes_burst],
-                [&self.tx_packets_per_second, &self.tx_packets_burst],
-            )?,
+            receive,
+            transmit,
+            vhost,
         })
     }
 
@@ -263,6 +287,18 @@ mod tests {
     }
 
     #[test]
+    fn the_kernel_moves_frames_unless_a_limit_is_ours_to_keep() {
+        for (text, vhost) in [
+            ("tap", VhostPlan::Auto),
+            ("tap,vhost=on", VhostPlan::On),
+            ("tap,vhost=off", VhostPlan::Off),
+            ("tap,tx-bytes-per-second=1M", VhostPlan::Off),
+        ] {
+            assert_eq!(plan(text).unwrap().vhost, vhost, "{text}");
+        }
+    }
+
+    #[test]
     fn every_key_is_read() {
         let text = "tap=t0,mac=02:00:00:aA:00:01,mtu=9000,queues=4,rx-bytes-per-second=10M,rx-bytes-burst=1M,\
                     tx-packets-per-second=500";
@@ -300,6 +336,8 @@ mod tests {
             ("tap,tx-packets-burst=1", "needs `tx-packets-per-second`"),
             ("tap,mak=1", "did you mean `mac`"),
             ("tap,mtu", "`mtu` has no value"),
+            ("tap,vhost=yes", "auto, on or off"),
+            ("tap,vhost=on,rx-bytes-per-second=1M", "keeps no limits"),
         ] {
             let message = plan(text).expect_err(text);
             assert!(message.contains(part), "{text}: {message}");

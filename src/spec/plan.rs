@@ -45,6 +45,8 @@ pub struct MachinePlan {
     pub disks: Vec<DiskPlan>,
     /// Named character ports.
     pub ports: Vec<PortPlan>,
+    /// Shared directories.
+    pub shares: Vec<SharePlan>,
     /// Streams between programs of the guest and of the host, if any.
     pub vsock: Option<VsockPlan>,
     /// Network interfaces in the order they were written: the first is the guest's `eth0`.
@@ -216,15 +218,71 @@ pub struct PortPlan {
     pub path: PathBuf,
 }
 
+/// One virtio-fs device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SharePlan {
+    /// What the guest mounts it by, 1 to 36 bytes.
+    pub tag: String,
+    /// Who serves it.
+    pub server: ShareServer,
+}
+
+/// Who serves a share.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ShareServer {
+    /// A virtiofsd that Nestling starts.
+    Directory {
+        /// The host's directory.
+        path: PathBuf,
+        /// The guest may not write.
+        readonly: bool,
+        /// What the guest's kernel may keep.
+        cache: ShareCache,
+    },
+    /// A virtiofsd that the user runs: its socket.
+    Socket(PathBuf),
+}
+
+/// What the guest's kernel may keep of a share's files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ShareCache {
+    /// For a second: others on the host may change files.
+    Auto,
+    /// Nothing but what is mapped.
+    Never,
+    /// Everything, for ever.
+    Always,
+}
+
+impl MachinePlan {
+    /// Whether guest RAM has to be memory that another process can map.
+    #[must_use]
+    pub fn needs_shared_memory(&self) -> bool {
+        !self.shares.is_empty()
+    }
+}
+
 /// The virtio-vsock device.
 #[derive(Debug, Clone)]
 pub struct VsockPlan {
     /// The guest's address, 3 to 2^32 - 2.
     pub cid: u32,
-    /// The Unix socket the host's programs connect to, at most 96 bytes; those the guest reaches are at `<path>_<port>`.
-    pub path: PathBuf,
-    /// The most connections at the same time.
-    pub connections: u32,
+    /// What is at the other end.
+    pub host: VsockHost,
+}
+
+/// What a guest's vsock leads to.
+#[derive(Debug, Clone)]
+pub enum VsockHost {
+    /// Unix sockets.
+    Sockets {
+        /// The one the host's programs connect to, at most 96 bytes; those the guest reaches are at `<path>_<port>`.
+        path: PathBuf,
+        /// The most connections at the same time.
+        connections: u32,
+    },
+    /// The node's own AF_VSOCK, through `/dev/vhost-vsock`.
+    Kernel,
 }
 
 /// One virtio-net device.
@@ -242,6 +300,19 @@ pub struct NetPlan {
     pub receive: DirectionPlan,
     /// What it may transmit.
     pub transmit: DirectionPlan,
+    /// Who moves the frames.
+    pub vhost: VhostPlan,
+}
+
+/// Whether the kernel moves an interface's frames (vhost-net).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VhostPlan {
+    /// If it can.
+    Auto,
+    /// It has to.
+    On,
+    /// It does not.
+    Off,
 }
 
 /// Which tap an interface is connected to.

@@ -10,7 +10,7 @@ use super::files::{check_image, check_status_file};
 use super::net::net_plan;
 use super::plan::{AllowBackend, BalloonPlan, CmdlinePlan, ConsoleKind, MachinePlan, NetPlan, RunPlan};
 use super::size::parse_size;
-use super::{balloon, console, port, rng, vsock};
+use super::{balloon, console, port, rng, share, vsock};
 
 /// The most vCPUs a machine has.
 const MAX_CPUS: u8 = 32;
@@ -40,6 +40,7 @@ impl Config {
             cmdline: self.cmdline_plan()?,
             disks: self.disk.iter().map(disk_plan).collect::<Result<_, _>>()?,
             ports: port::plan(&self.port)?,
+            shares: share::plans(&self.share)?,
             vsock: self.vsock.as_ref().map(vsock::plan).transpose()?,
             nets: self.nets()?,
             console: self.console_kind()?,

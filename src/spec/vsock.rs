@@ -7,10 +7,10 @@ use serde::Deserialize;
 use super::config::Given;
 use super::error::{Problem, SpecError};
 use super::options;
-use super::plan::VsockPlan;
+use super::plan::{VsockHost, VsockPlan};
 
 /// The keys it has, for messages and for spelling hints.
-pub(super) const KEYS: [&str; 3] = ["cid", "path", "connections"];
+pub(super) const KEYS: [&str; 4] = ["cid", "path", "connections", "vhost"];
 
 /// The guest's address when nothing is said: the first that is free.
 const DEFAULT_CID: u32 = 3;
@@ -23,7 +23,7 @@ const MAX_PATH: usize = 107 - "_4294967295".len();
 
 /// What was said about it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct VsockConfig {
     /// The guest's address.
     pub cid: Option<String>,
@@ -31,6 +31,8 @@ pub struct VsockConfig {
     pub path: PathBuf,
     /// How many connections there may be at the same time.
     pub connections: Option<String>,
+    /// The other end is the node's own AF_VSOCK; there is no path then.
+    pub vhost: bool,
 }
 
 impl VsockConfig {
@@ -46,13 +48,20 @@ impl VsockConfig {
                 "cid" => vsock.cid = Some(value.to_owned()),
                 "path" => vsock.path = value.into(),
                 "connections" => vsock.connections = Some(value.to_owned()),
+                "vhost" => {
+                    let wrong = |_| refuse(format!("`vhost` is true or false, not `{value}`"));
+                    vsock.vhost = value.parse().map_err(wrong)?;
+                }
                 _ => return Err(refuse(super::yaml::unknown_key(key, &KEYS))),
             }
         }
-        if vsock.path.as_os_str().is_empty() {
-            return Err(refuse("it has no path".to_owned()));
+        match (vsock.path.as_os_str().is_empty(), vsock.vhost) {
+            (true, false) => Err(refuse("it has no path".to_owned())),
+            (false, true) => {
+                Err(refuse("with `vhost` the node's AF_VSOCK is the other end: it has no path".to_owned()))
+            }
+            _ => Ok(vsock),
         }
-        Ok(vsock)
     }
 }
 
@@ -68,6 +77,9 @@ pub(super) fn plan(given: &Given<VsockConfig>) -> Result<VsockPlan, SpecError> {
     };
     // 0 and 1 have meanings of their own, 2 is the host, and the last one means any.
     let cid = number(&vsock.cid, DEFAULT_CID, 3, u32::MAX - 1, "a guest's cid")?;
+    if vsock.vhost {
+        return Ok(VsockPlan { cid, host: VsockHost::Kernel });
+    }
     let connections =
         number(&vsock.connections, DEFAULT_CONNECTIONS, 1, MAX_CONNECTIONS, "a number of connections")?;
     let (path, length) = (vsock.path.clone(), vsock.path.as_os_str().len());
@@ -78,12 +90,22 @@ pub(super) fn plan(given: &Given<VsockConfig>) -> Result<VsockPlan, SpecError> {
     if length > MAX_PATH {
         return Err(given.refuse(Problem::VsockPathTooLong { path, length }));
     }
-    Ok(VsockPlan { cid, path, connections })
+    Ok(VsockPlan { cid, host: VsockHost::Sockets { path, connections } })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The cid, and what is said of Unix sockets.
+    fn sockets(text: &str) -> (u32, Option<(PathBuf, u32)>) {
+        let vsock = planned(text).unwrap();
+        let sockets = match vsock.host {
+            VsockHost::Sockets { path, connections } => Some((path, connections)),
+            VsockHost::Kernel => None,
+        };
+        (vsock.cid, sockets)
+    }
 
     fn planned(text: &str) -> Result<VsockPlan, String> {
         let config = VsockConfig::parse(text).map_err(|problem| problem.to_string())?;
@@ -92,15 +114,14 @@ mod tests {
 
     #[test]
     fn a_path_alone_is_enough() {
-        let vsock = planned("/run/v.sock").unwrap();
-        assert_eq!((vsock.cid, vsock.connections), (3, 4096));
-        assert_eq!(vsock.path, PathBuf::from("/run/v.sock"));
+        assert_eq!(sockets("/run/v.sock"), (3, Some(("/run/v.sock".into(), 4096))));
     }
 
     #[test]
     fn every_key_is_read_up_to_its_limits() {
-        let vsock = planned("cid=4294967294,path=v,connections=65536").unwrap();
-        assert_eq!((vsock.cid, vsock.connections), (u32::MAX - 1, 65536));
+        let vsock = sockets("cid=4294967294,path=v,connections=65536");
+        assert_eq!(vsock, (u32::MAX - 1, Some(("v".into(), 65536))));
+        assert_eq!(sockets("cid=7,vhost=true"), (7, None));
     }
 
     #[test]
@@ -115,6 +136,8 @@ mod tests {
             ("path=v,connections=0", "`0` is not a number of connections: write 1 to 65536"),
             ("path=v,paths=5", "there is no key `paths`: did you mean `path`?"),
             ("path=v,cid", "`cid` has no value"),
+            ("path=v,vhost=true", "it has no path"),
+            ("vhost=1", "true or false"),
             (long.as_str(), "has 97 bytes, and at most 96"),
         ] {
             let message = planned(text).expect_err(text);

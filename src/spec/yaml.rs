@@ -14,6 +14,7 @@ use super::error::SpecError;
 use super::files::in_words;
 use super::net::{self, NetConfig};
 use super::port::{self, PortConfig};
+use super::share::{self, ShareConfig};
 use super::vsock::{self, VsockConfig};
 
 /// A spec is a page of text; a larger file is something else that was named by mistake.
@@ -30,6 +31,7 @@ const KEYS: &[&str] = &[
     "memory",
     "disk",
     "port",
+    "share",
     "vsock",
     "net",
     "console",
@@ -58,6 +60,8 @@ struct Document {
     disk: Option<Vec<Spanned<DiskEntry>>>,
     #[serde(alias = "ports")]
     port: Option<Vec<Spanned<PortEntry>>>,
+    #[serde(alias = "shares")]
+    share: Option<Vec<Spanned<ShareConfig>>>,
     vsock: Option<Spanned<VsockConfig>>,
     net: Option<Vec<Spanned<NetConfig>>>,
     console: Option<Spanned<String>>,
@@ -159,6 +163,7 @@ impl Document {
             memory: text(self.memory),
             disk: self.disk.unwrap_or_default().into_iter().map(|disk| disk_config(disk, &file)).collect(),
             port: self.port.unwrap_or_default().into_iter().map(|port| port_config(port, &file)).collect(),
+            share: self.share.unwrap_or_default().into_iter().map(|share| place(share, &file)).collect(),
             vsock: self.vsock.map(|vsock| place(vsock, &file)),
             net: self.net.unwrap_or_default().into_iter().map(|net| place(net, &file)).collect(),
             console: text(self.console),
@@ -221,6 +226,7 @@ fn refuse(file: &Path, error: &YamlError) -> SpecError {
                 () if has("mac") => &net::KEYS,
                 () if has("name") => &port::KEYS,
                 () if has("cid") => &vsock::KEYS,
+                () if has("tag") => &share::KEYS,
                 () => &disk::KEYS,
             };
             unknown_key(field, keys)

@@ -2,11 +2,13 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 
 use super::control::Control;
 use super::error::{MachineError, resource};
 use super::platform::Platform;
+use super::shares;
 use super::vcpu::Buses;
 use super::wiring::KvmWiring;
 use crate::backend::console::{ConsoleHub, ConsoleInput};
@@ -27,10 +29,12 @@ use crate::devices::virtio::console::ports::{NamedPort, Ports};
 use crate::devices::virtio::net::{DirectionRates, Net};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::transport::{BAR_SIZE, Context, VirtioPci};
+use crate::devices::virtio::vhost::vsock::VhostVsock;
 use crate::devices::virtio::vsock::Vsock;
 use crate::devices::wiring::Wiring;
 use crate::spec::plan::{
-    BalloonPlan, ConsoleKind, DirectionPlan, MachinePlan, NetPlan, PortPlan, RateLimit, TapPlan, VsockPlan,
+    BalloonPlan, ConsoleKind, DirectionPlan, MachinePlan, NetPlan, PortPlan, RateLimit, TapPlan, VhostPlan,
+    VsockHost, VsockPlan,
 };
 use crate::status::model::{BootStage, DeviceFacts};
 use crate::status::operation::Refusal;
@@ -111,7 +115,7 @@ impl Devices {
             }
         }
         let limit = MAX_DEVICES - FIXED_DEVICES - usize::from(!plan.ports.is_empty());
-        let asked = plan.disks.len() + plan.nets.len();
+        let asked = plan.disks.len() + plan.nets.len() + plan.shares.len();
         if asked > limit {
             return Err(MachineError::TooManyDisks { asked, limit });
         }
@@ -120,7 +124,7 @@ impl Devices {
         }
         let mut ports = None;
         let nets: Vec<Arc<Net>> =
-            plan.nets.iter().map(|net| network(net).map(Arc::new)).collect::<Result<_, _>>()?;
+            plan.nets.iter().map(|net| network(net, memory).map(Arc::new)).collect::<Result<_, _>>()?;
         devices.extend(nets.iter().map(|net| Arc::clone(net) as _));
         if !plan.ports.is_empty() {
             let listen = |port: &PortPlan| {
@@ -130,8 +134,11 @@ impl Devices {
             ports = Some(Arc::clone(&device));
             devices.push(device);
         }
+        for share in &plan.shares {
+            devices.push(Arc::new(shares::open(share)?));
+        }
         if let Some(vsock) = &plan.vsock {
-            devices.push(vsock_device(vsock)?);
+            devices.push(vsock_device(vsock, memory)?);
         }
         let rng = Rng::new(plan.rng.bytes_per_second);
         devices.push(Arc::new(rng.map_err(resource("the entropy device has no timer"))?));
@@ -195,31 +202,35 @@ impl Devices {
     }
 }
 
-fn new_balloon(plan: BalloonPlan, memory: &GuestMemoryMmap) -> Result<Arc<Balloon>, MachineError> {
-    let BalloonPlan { deflate_on_oom, free_page_reporting } = plan;
-    let options = BalloonOptions { deflate_on_oom, free_page_reporting };
-    Balloon::new(options, memory).map(Arc::new).map_err(resource("the balloon cannot be set up"))
-}
-
-fn vsock_device(plan: &VsockPlan) -> Result<Arc<Vsock>, MachineError> {
+fn vsock_device(plan: &VsockPlan, memory: &GuestMemoryMmap) -> Result<Arc<dyn VirtioDevice>, MachineError> {
+    let (path, connections) = match &plan.host {
+        VsockHost::Sockets { path, connections } => (path, *connections),
+        VsockHost::Kernel => return Ok(Arc::new(VhostVsock::new(plan.cid, memory)?)),
+    };
     // A connection is a descriptor, and the usual soft limit is there for programs that use select(2).
     match raise_descriptor_limit() {
-        Ok(limit) if limit < u64::from(plan.connections) => {
+        Ok(limit) if limit < u64::from(connections) => {
             tracing::warn!(
                 limit,
-                connections = plan.connections,
+                connections,
                 "vsock: the limit of open files (ulimit -n) is lower than that of connections; what does not fit is refused"
             );
         }
         Ok(_) => {}
         Err(error) => tracing::warn!(%error, "vsock: the limit of open files cannot be raised"),
     }
-    let listener = VsockListener::bind(&plan.path)?;
-    Ok(Arc::new(Vsock::new(plan.cid, plan.connections, listener)))
+    let listener = VsockListener::bind(path)?;
+    Ok(Arc::new(Vsock::new(plan.cid, connections, listener)))
+}
+
+fn new_balloon(plan: BalloonPlan, memory: &GuestMemoryMmap) -> Result<Arc<Balloon>, MachineError> {
+    let BalloonPlan { deflate_on_oom, free_page_reporting } = plan;
+    let options = BalloonOptions { deflate_on_oom, free_page_reporting };
+    Balloon::new(options, memory).map(Arc::new).map_err(resource("the balloon cannot be set up"))
 }
 
 /// Opens an interface's tap and puts the device on it.
-fn network(plan: &NetPlan) -> Result<Net, MachineError> {
+fn network(plan: &NetPlan, memory: &GuestMemoryMmap) -> Result<Net, MachineError> {
     let source = match &plan.tap {
         TapPlan::New => TapSource::New,
         TapPlan::Named(name) => TapSource::Named(name.clone()),
@@ -232,8 +243,18 @@ fn network(plan: &NetPlan) -> Result<Net, MachineError> {
     };
     let rates =
         |plan: DirectionPlan| DirectionRates { bytes: plan.bytes.map(rate), frames: plan.packets.map(rate) };
-    Net::new(tap, plan.mac, rates(plan.receive), rates(plan.transmit))
-        .map_err(resource("a network interface has no timer for its limits"))
+    let mut net = Net::new(tap, plan.mac, rates(plan.receive), rates(plan.transmit))
+        .map_err(resource("a network interface has no timer for its limits"))?;
+    match plan.vhost {
+        VhostPlan::On => net.hand_to_kernel(memory)?,
+        VhostPlan::Auto if Path::new("/dev/vhost-net").exists() => {
+            if let Err(error) = net.hand_to_kernel(memory) {
+                tracing::info!("a network interface is served by us and not by the kernel: {error}");
+            }
+        }
+        VhostPlan::Auto | VhostPlan::Off => {}
+    }
+    Ok(net)
 }
 
 /// Builds bus 0 with the host bridge and one function per device.

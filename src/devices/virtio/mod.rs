@@ -12,12 +12,14 @@ pub mod balloon;
 pub mod block;
 pub mod common;
 pub mod console;
+pub mod fs;
 pub mod net;
 pub mod queue;
 pub mod rng;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod testing;
 pub mod transport;
+pub mod vhost;
 pub mod vsock;
 pub mod worker;
 
@@ -26,6 +28,7 @@ use std::os::fd::RawFd;
 
 use queue::Queues;
 use transport::ConfigChange;
+use vhost::VhostError;
 use vm_memory::GuestMemoryMmap;
 
 /// VIRTIO_F_INDIRECT_DESC (virtio 1.2 §6).
@@ -59,6 +62,9 @@ pub enum Fault {
     /// The host has no thread or descriptor for it.
     #[error("the host cannot run the device: {0}")]
     Host(#[source] std::io::Error),
+    /// Whoever serves its queues in our place does not.
+    #[error(transparent)]
+    Vhost(#[from] VhostError),
 }
 
 /// A host file descriptor that wakes a handler's worker.
@@ -100,6 +106,11 @@ pub trait VirtioDevice: Send + Sync {
     /// Device-specific feature bits it offers.
     fn features(&self) -> u64 {
         0
+    }
+
+    /// The features of its rings that it can serve: all the transport knows, unless somebody else serves them.
+    fn ring_features(&self) -> u64 {
+        F_EVENT_IDX | F_INDIRECT_DESC
     }
 
     /// The most entries each of its queues can have.
@@ -189,6 +200,14 @@ pub trait QueueHandler: Send {
     /// # Errors
     /// When the guest broke the queue.
     fn quiesce(&mut self, _queues: &mut Queues) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    /// The worker goes on after a rest. It serves every queue next, whether its doorbell rang or not.
+    ///
+    /// # Errors
+    /// When the device cannot go on.
+    fn go_on(&mut self, _queues: &mut Queues) -> Result<(), Fault> {
         Ok(())
     }
 }

@@ -1,5 +1,6 @@
 //! A device's view of one virtqueue: take a chain, give it back, interrupt when the driver asked for it.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering, fence};
 
@@ -37,6 +38,18 @@ impl Interrupt {
     pub fn signal(&self) {
         self.isr.fetch_or(self.cause, Ordering::Relaxed);
         self.msix.signal(self.vector);
+    }
+
+    /// The eventfd that raises it, for the kernel or another process to write: see [`Msix::lend`]. A queue without a vector
+    /// gets one that raises nothing.
+    ///
+    /// # Errors
+    /// When there is no descriptor for it.
+    pub fn lend(&self) -> io::Result<EventFd> {
+        match self.msix.lend(self.vector)? {
+            Some(event) => Ok(event),
+            None => EventFd::new(libc::EFD_NONBLOCK),
+        }
     }
 }
 

@@ -144,6 +144,20 @@ impl QueueHandler for NetHandler {
     }
 }
 
+/// Serves the control queue alone: the kernel moves the frames.
+#[derive(Debug)]
+pub(super) struct ControlHandler {
+    pub(super) control: Control,
+    pub(super) shared: Arc<Shared>,
+}
+
+impl QueueHandler for ControlHandler {
+    fn on_queue(&mut self, queues: &mut Queues, index: usize) -> Result<(), Fault> {
+        let Some(queue) = queues.get(index) else { return Ok(()) };
+        queue.serve(|memory, chain| self.control.serve(memory, chain, &self.shared))
+    }
+}
+
 impl Control {
     /// Serves one command; its answer is the first byte the driver lets us write.
     fn serve(&self, memory: &GuestMemoryMmap, chain: Chain<'_>, shared: &Shared) -> Result<u32, Fault> {

@@ -15,13 +15,15 @@ use std::sync::Arc;
 
 use vm_memory::GuestMemoryMmap;
 
-use self::features::{CTRL_VLAN, CTRL_VQ, MQ, guest_offloads, offered};
+use self::features::{CTRL_VLAN, CTRL_VQ, MQ, MRG_RXBUF, guest_offloads, offered};
 pub use self::filter::Mac;
-use self::lane::{Control, LaneParts, NetHandler};
+use self::lane::{Control, ControlHandler, LaneParts, NetHandler};
 use self::receive::Receiver;
 use self::shared::Shared;
 use self::transmit::Transmitter;
-use super::{Counters, Fault, Kind, Lane, Start, VirtioDevice};
+use super::vhost::VhostError;
+use super::vhost::net::{self as vhost_net, PairSession};
+use super::{Counters, F_EVENT_IDX, F_INDIRECT_DESC, Fault, Kind, Lane, Start, VirtioDevice};
 use crate::backend::tap::Tap;
 use crate::devices::rate_limit::{Rate, RateLimit};
 
@@ -51,6 +53,8 @@ pub struct Net {
     shared: Arc<Shared>,
     receive_limit: Option<RateLimit>,
     transmit_limit: Option<RateLimit>,
+    /// The kernel's device for each queue pair; none when we move the frames.
+    kernel: Vec<PairSession>,
 }
 
 impl Net {
@@ -70,7 +74,46 @@ impl Net {
             mac,
             receive_limit: RateLimit::new(receive.bytes, receive.frames)?,
             transmit_limit: RateLimit::new(transmit.bytes, transmit.frames)?,
+            kernel: Vec::new(),
         })
+    }
+
+    /// Lets the kernel move the frames (vhost-net), between the guest and the tap. It counts none, holds none back for a
+    /// limit, and filters none: the guest's own network stack drops what is not for it (virtio 1.2 §5.1.6.5.1).
+    ///
+    /// # Errors
+    /// When `/dev/vhost-net` cannot be used.
+    pub fn hand_to_kernel(&mut self, memory: &GuestMemoryMmap) -> Result<(), VhostError> {
+        let mut kernel = Vec::new();
+        for pair in 0..self.pairs() {
+            let tap = self.host(pair).map_err(|error| VhostError::Unreachable(error.to_string()))?;
+            kernel.push(vhost_net::open(pair.saturating_mul(2), memory, tap)?);
+        }
+        self.kernel = kernel;
+        Ok(())
+    }
+
+    /// What the kernel can serve, if it does.
+    fn kernel_features(&self) -> u64 {
+        self.kernel.first().map_or(u64::MAX, |pair| pair.features())
+    }
+
+    /// The lanes that watch over the kernel's devices, and one for the control queue.
+    fn kernel_lanes(&self, mut start: Start<'_>) -> Result<Vec<Lane>, Fault> {
+        let features = start.features;
+        let pairs = if features & MQ == 0 { 1 } else { self.pairs() };
+        let mut lanes = Vec::new();
+        for (pair, kernel) in self.kernel.iter().take(pairs).enumerate() {
+            let first = pair.saturating_mul(2);
+            lanes.push(kernel.serve(&mut start, first..first.saturating_add(2))?);
+        }
+        if features & CTRL_VQ != 0 {
+            let queue = pairs.saturating_mul(2);
+            let control = Control { queue, features, tap: Some(Arc::clone(&self.tap)), pairs: self.pairs() };
+            let handler = ControlHandler { control, shared: Arc::clone(&self.shared) };
+            lanes.push(Lane { queues: vec![queue], handler: Box::new(handler) });
+        }
+        Ok(lanes)
     }
 
     /// Plugs the cable in or out: the driver sees it, and so does the host's end.
@@ -151,7 +194,13 @@ impl VirtioDevice for Net {
     }
 
     fn features(&self) -> u64 {
-        offered(self.pairs(), self.tap.has_uso())
+        // Of a frame's shape, the kernel has to know this one; the rest is the tap's.
+        let needs_kernel = MRG_RXBUF & !self.kernel_features();
+        offered(self.pairs(), self.tap.has_uso()) & !needs_kernel
+    }
+
+    fn ring_features(&self) -> u64 {
+        self.kernel_features() & (F_EVENT_IDX | F_INDIRECT_DESC)
     }
 
     /// receiveq1, transmitq1, …, controlq. A driver that does not take MQ finds its control queue in the place of the
@@ -174,7 +223,10 @@ impl VirtioDevice for Net {
 
     fn start(&self, start: Start<'_>) -> Result<Vec<Lane>, Fault> {
         self.prepare(start.features)?;
-        self.shared.listen(start.config);
+        self.shared.listen(start.config.clone());
+        if !self.kernel.is_empty() {
+            return self.kernel_lanes(start);
+        }
         self.lanes(start.memory, start.features)
     }
 
@@ -184,7 +236,8 @@ impl VirtioDevice for Net {
     }
 
     fn backend(&self) -> Option<String> {
-        Some(format!("tap {}, {}", self.tap.name(), self.shared.describe()))
+        let kernel = if self.kernel.is_empty() { "" } else { " by vhost-net" };
+        Some(format!("tap {}{kernel}, {}", self.tap.name(), self.shared.describe()))
     }
 }
 

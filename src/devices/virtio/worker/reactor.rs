@@ -137,6 +137,9 @@ impl Reactor {
         self.handler.quiesce(&mut self.queues)?;
         if order == Order::Rest {
             order = self.post.rest();
+            if order == Order::Run {
+                self.handler.go_on(&mut self.queues)?;
+            }
             // Each queue may have been left in the middle.
             self.queues.0.iter_mut().flatten().for_each(super::super::queue::DeviceQueue::ring_again);
         }
