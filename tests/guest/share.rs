@@ -128,7 +128,7 @@ impl SharedDirectory {
         if mounted {
             let image = host::empty_disk(Path::new("/dev/shm"), &format!("share-{}", std::process::id()), 32);
             let run = |arguments: &[&str]| {
-                assert!(host::busybox(arguments).status().unwrap().success(), "{arguments:?}")
+                assert!(host::busybox(arguments).status().unwrap().success(), "{arguments:?}");
             };
             run(&["mke2fs", "-F", image.to_str().unwrap()]);
             run(&[
