@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use super::control::Control;
+use super::disks::Disks;
 use super::error::{MachineError, resource};
 use super::platform::Platform;
 use super::vcpu::Buses;
@@ -62,6 +63,8 @@ pub(super) struct Devices {
     root: Arc<PciRoot>,
     virtio: Vec<Arc<VirtioPci>>,
     pub(super) platform: Platform,
+    /// The disks, to be resized.
+    pub(super) disks: Disks,
     /// The balloon, for a target.
     pub(super) balloon: Option<Arc<Balloon>>,
     serial_input: Option<SerialInput>,
@@ -104,9 +107,8 @@ impl Devices {
         if plan.disks.len() > limit {
             return Err(MachineError::TooManyDisks { asked: plan.disks.len(), limit });
         }
-        for (index, disk) in plan.disks.iter().enumerate() {
-            devices.push(Arc::new(super::disks::device(disk, index, plan.cpus)?));
-        }
+        let disks = Disks::open(&plan.disks, plan.cpus)?;
+        devices.extend(disks.devices());
         let mut ports = None;
         if !plan.ports.is_empty() {
             let listen = |port: &PortPlan| {
@@ -128,7 +130,7 @@ impl Devices {
         mmio.add("pci-window", PCI_MMIO_START, PCI_MMIO_END - PCI_MMIO_START, root.window(PCI_MMIO_START))?;
         mmio.add("pci-ecam", PCI_ECAM_START, PCI_ECAM_SIZE, root.ecam())?;
         let buses = Buses { pio: Arc::new(pio), mmio: Arc::new(mmio) };
-        Ok(Self { buses, root, virtio, platform, balloon, serial_input, ports })
+        Ok(Self { buses, root, virtio, platform, disks, balloon, serial_input, ports })
     }
 
     /// Facts of the PCI functions in bus order, then of the platform devices that trapped.

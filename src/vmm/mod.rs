@@ -170,6 +170,7 @@ impl Machine {
             Operation::Pause => self.pause(),
             Operation::Resume => self.resume(),
             Operation::SetMemory { target_bytes } => self.set_memory(*target_bytes)?,
+            Operation::ResizeDisk { disk, size_bytes } => self.devices.disks.resize(disk, *size_bytes)?,
         }
         Ok(())
     }
