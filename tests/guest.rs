@@ -7,6 +7,8 @@
 
 #[path = "guest/host.rs"]
 mod host;
+#[path = "guest/qcow2.rs"]
+mod qcow2;
 #[path = "guest/steady.rs"]
 mod steady;
 #[path = "guest/vm.rs"]
@@ -28,6 +30,8 @@ mod exits;
 mod memory;
 #[path = "guest/platform.rs"]
 mod platform;
+#[path = "guest/resize.rs"]
+mod resize;
 #[path = "guest/storage.rs"]
 mod storage;
 

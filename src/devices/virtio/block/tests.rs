@@ -4,6 +4,7 @@ mod cache;
 mod lanes;
 mod random;
 mod ranges;
+mod speed;
 
 use std::io::Write;
 
