@@ -7,6 +7,8 @@
 
 #[path = "guest/host.rs"]
 mod host;
+#[path = "guest/qcow2.rs"]
+mod qcow2;
 #[path = "guest/steady.rs"]
 mod steady;
 #[path = "guest/vm.rs"]
@@ -30,6 +32,8 @@ mod memory;
 mod net;
 #[path = "guest/platform.rs"]
 mod platform;
+#[path = "guest/resize.rs"]
+mod resize;
 #[path = "guest/share.rs"]
 mod share;
 #[path = "guest/storage.rs"]

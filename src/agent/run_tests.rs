@@ -49,6 +49,10 @@ impl Vm for Scripted {
             Operation::SetMemory { target_bytes: 0 } => Err(Refusal::Bad("that is too little".to_owned())),
             Operation::SetMemory { .. } => Ok(()),
             Operation::SetLink { interface, .. } => Err(Refusal::Bad(format!("no interface {interface}"))),
+            Operation::ResizeDisk { disk, size_bytes } => match (disk.as_str(), size_bytes) {
+                ("vda", Some(0x5_0000_0000)) | ("0", None) => Ok(()),
+                _ => Err(Refusal::Bad(format!("not {size_bytes:?} for {disk}"))),
+            },
         }
     }
 
@@ -331,6 +335,30 @@ fn memory_is_set_by_a_size_and_what_is_none_is_refused() {
         },
     );
     let words = ["is no target", "too little", "is no target", "ength limit"];
+    for (refused, words) in refused.iter().zip(words) {
+        assert!(refused.contains(words), "{refused}");
+    }
+}
+
+#[test]
+fn a_disk_is_resized_by_name_and_size_and_what_is_none_is_refused() {
+    let script = vec![MachineEvent::Stage(BootStage::Entered)];
+    let (_, refused, _, _dir) = live_with(
+        |_| Ok(machine(script)),
+        async |socket, _| {
+            let client = Client::new(socket);
+            until(&client, State::Booting).await;
+            client.resize_disk("vda", Some("20G")).await.expect("a size");
+            client.resize_disk("0", None).await.expect("no size");
+            let mut refused = Vec::new();
+            for (disk, size) in [("vda", Some("large")), ("vdb", Some("1G")), ("vda", None)] {
+                refused.push(client.resize_disk(disk, size).await.expect_err(disk).to_string());
+            }
+            client.stop().await.expect("accepted");
+            refused
+        },
+    );
+    let words = ["is no size", "not Some(1073741824) for vdb", "not None for vda"];
     for (refused, words) in refused.iter().zip(words) {
         assert!(refused.contains(words), "{refused}");
     }

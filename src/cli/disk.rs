@@ -1,19 +1,20 @@
-//! `nestling disk`: makes, shows and converts images, for who has no qemu-img.
+//! `nestling disk`: makes, shows and converts images, for who has no qemu-img; and makes a running VM's disk larger.
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::output;
+use super::{SocketArgs, output};
 use crate::agent::chain::chain;
 use crate::agent::exit::Exit;
 use crate::backend::disk::{
     Access, Backing, DiskError, Format, Held, Image, ImageInfo, Layer, NewImage, convert, create, info,
 };
 use crate::spec::size::parse_size;
+use crate::status::client::Client;
 
-/// Make, show and convert disk images
+/// Make, show and convert disk images; make the disk of a running VM larger
 #[derive(Debug, Args)]
 pub(super) struct DiskArgs {
     #[command(subcommand)]
@@ -25,6 +26,7 @@ enum DiskCommand {
     Create(CreateArgs),
     Info(InfoArgs),
     Convert(ConvertArgs),
+    Resize(ResizeArgs),
 }
 
 /// The formats of images.
@@ -104,18 +106,48 @@ struct ConvertArgs {
     force: bool,
 }
 
+/// Make a disk of a running VM larger
+///
+/// Its image grows by zeroes, and the guest is told. What is on the disk, partitions and file systems, is the guest's to
+/// make larger. No disk becomes smaller by request.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  nestling disk resize vda 20G
+  nestling disk resize vdb        # its block device or read-only image has become larger by other means")]
+struct ResizeArgs {
+    /// The disk: its serial number, its name in the guest (vda), or its place among the --disk options, from 0
+    disk: String,
+    /// The size it should have, such as 20G; without one, it has the size of its image from now on
+    size: Option<String>,
+    #[command(flatten)]
+    instance: SocketArgs,
+}
+
 /// Runs the command.
 pub(super) fn run(args: &DiskArgs) -> Exit {
     let done = match &args.command {
         DiskCommand::Create(args) => make(args),
         DiskCommand::Info(args) => show(args),
         DiskCommand::Convert(args) => copy(args),
+        DiskCommand::Resize(args) => return resize(args),
     };
     match done {
         Ok(()) => Exit::Success,
         Err(error) => {
             output::complain(&chain(&error));
             Exit::BadInput
+        }
+    }
+}
+
+fn resize(args: &ResizeArgs) -> Exit {
+    let socket = &args.instance.socket;
+    let client = Client::new(socket);
+    match super::block_on(socket, client.resize_disk(&args.disk, args.size.as_deref())) {
+        Ok(()) => Exit::Success,
+        Err(error) => {
+            output::complain(&chain(&error));
+            Exit::NoInstance
         }
     }
 }

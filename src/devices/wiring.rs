@@ -110,6 +110,11 @@ pub mod mock {
             self.seen().detached.clone()
         }
 
+        /// What is written when the interrupt is raised, for who waits for it.
+        pub fn interrupt(&self, gsi: Gsi) -> EventFd {
+            self.seen().interrupts[gsi as usize].try_clone().unwrap()
+        }
+
         /// Where doorbells are attached.
         pub fn doorbells(&self) -> Vec<u64> {
             self.seen().doorbells.iter().map(|&(gpa, _)| gpa).collect()

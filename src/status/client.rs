@@ -120,6 +120,16 @@ impl<'a> Client<'a> {
         self.ask_with(Method::POST, "/v1/memory", body.into()).await.map(|_| ())
     }
 
+    /// Makes a disk larger; without a size, it has the size of its image from now on. `disk` is its serial number, its name
+    /// in the guest or its number; the size is written as for `nestling disk create`.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn resize_disk(&self, disk: &str, size: Option<&str>) -> Result<(), ClientError> {
+        let body = serde_json::json!({ "disk": disk, "size": size }).to_string();
+        self.ask_with(Method::POST, "/v1/disks/resize", body.into()).await.map(|_| ())
+    }
+
     /// Reads the event log, and with `follow` what comes after it; every piece of text goes to `sink` as it arrives.
     ///
     /// # Errors

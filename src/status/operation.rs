@@ -23,6 +23,13 @@ pub enum Operation {
         /// Plugged in.
         up: bool,
     },
+    /// A disk is made larger, or has become so.
+    ResizeDisk {
+        /// Which one: its serial number, its name in the guest (`vda`), or its place in the spec, from 0.
+        disk: String,
+        /// The size it should have; without one, the size its image has by now.
+        size_bytes: Option<u64>,
+    },
 }
 
 impl Operation {
@@ -33,12 +40,13 @@ impl Operation {
             (Self::Pause, State::Running | State::Paused)
             | (Self::Resume, State::Running | State::Paused)
             | (
-                Self::SetMemory { .. } | Self::SetLink { .. },
+                Self::SetMemory { .. } | Self::SetLink { .. } | Self::ResizeDisk { .. },
                 State::Booting | State::Running | State::Paused,
             ) => None,
-            (Self::SetMemory { .. } | Self::SetLink { .. }, State::Preflight | State::Creating) => {
-                Some("the machine is not there yet")
-            }
+            (
+                Self::SetMemory { .. } | Self::SetLink { .. } | Self::ResizeDisk { .. },
+                State::Preflight | State::Creating,
+            ) => Some("the machine is not there yet"),
             (Self::Pause | Self::Resume, State::Preflight | State::Creating | State::Booting) => {
                 Some("the guest's kernel has not come up yet")
             }
@@ -95,11 +103,13 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_set_while_there_is_a_machine() {
+    fn memory_is_set_and_disks_are_resized_while_there_is_a_machine() {
         for state in State::ALL {
             let expected = matches!(state, State::Booting | State::Running | State::Paused);
-            let denied = Operation::SetMemory { target_bytes: 0 }.denied_in(state);
-            assert_eq!(denied.is_none(), expected, "{state:?}");
+            let resize = Operation::ResizeDisk { disk: "vda".to_owned(), size_bytes: None };
+            for operation in [Operation::SetMemory { target_bytes: 0 }, resize] {
+                assert_eq!(operation.denied_in(state).is_none(), expected, "{operation:?} in {state:?}");
+            }
         }
     }
 }

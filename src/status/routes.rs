@@ -41,12 +41,37 @@ struct MemoryRequest {
     target: SizeValue,
 }
 
+/// The body of `/v1/disks/resize`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ResizeRequest {
+    disk: DiskName,
+    size: Option<SizeValue>,
+}
+
+/// Which disk: its number, or a word for it.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum DiskName {
+    Index(u64),
+    Text(String),
+}
+
 /// A size: bytes, or as people write it.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 enum SizeValue {
     Bytes(u64),
     Text(String),
+}
+
+impl SizeValue {
+    fn bytes(&self) -> Option<u64> {
+        match self {
+            Self::Bytes(bytes) => Some(*bytes),
+            Self::Text(text) => parse_size(text),
+        }
+    }
 }
 
 /// The query of `/v1/events`.
@@ -72,6 +97,7 @@ pub(super) fn router(publisher: Arc<Publisher>, requests: Requests, console: Rou
         .route("/v1/memory", post(set_memory).layer(DefaultBodyLimit::max(MAX_BODY)))
         .route("/v1/net/{interface}/up", post(|api, interface| set_link(api, interface, true)))
         .route("/v1/net/{interface}/down", post(|api, interface| set_link(api, interface, false)))
+        .route("/v1/disks/resize", post(resize_disk).layer(DefaultBodyLimit::max(MAX_BODY)))
         .route("/metrics", get(openmetrics))
         .fallback(|| async { refusal(StatusCode::NOT_FOUND, "there is nothing at this path") })
         .method_not_allowed_fallback(|| async {
@@ -128,12 +154,8 @@ async fn set_memory(api: Shared<Api>, body: Result<Bytes, BytesRejection>) -> Re
         Ok(body) => body,
         Err(rejection) => return refusal(rejection.status(), &rejection.body_text()),
     };
-    let target = match serde_json::from_slice::<MemoryRequest>(&body) {
-        Ok(MemoryRequest { target: SizeValue::Bytes(bytes) }) => Some(bytes),
-        Ok(MemoryRequest { target: SizeValue::Text(text) }) => parse_size(&text),
-        Err(_) => None,
-    };
-    match target {
+    let asked = serde_json::from_slice::<MemoryRequest>(&body).ok();
+    match asked.and_then(|asked| asked.target.bytes()) {
         Some(target_bytes) => ask_for(api, Operation::SetMemory { target_bytes }).await,
         None => {
             refusal(StatusCode::BAD_REQUEST, r#"the body is no target: write for example {"target": "128M"}"#)
@@ -147,6 +169,30 @@ async fn set_link(api: Shared<Api>, interface: Result<Path<usize>, PathRejection
         Ok(Path(interface)) => ask_for(api, Operation::SetLink { interface, up }).await,
         Err(rejection) => refusal(StatusCode::BAD_REQUEST, &rejection.body_text()),
     }
+}
+
+/// Makes a disk larger: `{"disk": "vda", "size": "20G"}`; without a size, it has the size of its image from now on.
+async fn resize_disk(api: Shared<Api>, body: Result<Bytes, BytesRejection>) -> Response {
+    let body = match body {
+        Ok(body) => body,
+        Err(rejection) => return refusal(rejection.status(), &rejection.body_text()),
+    };
+    let Ok(ResizeRequest { disk, size }) = serde_json::from_slice(&body) else {
+        let example = r#"the body names no disk: write for example {"disk": "vda", "size": "20G"}"#;
+        return refusal(StatusCode::BAD_REQUEST, example);
+    };
+    let disk = match disk {
+        DiskName::Index(index) => index.to_string(),
+        DiskName::Text(text) => text,
+    };
+    let size_bytes = size.as_ref().map(SizeValue::bytes);
+    if size_bytes == Some(None) {
+        return refusal(
+            StatusCode::BAD_REQUEST,
+            "that is no size: write for example 20G, or a number of bytes",
+        );
+    }
+    ask_for(api, Operation::ResizeDisk { disk, size_bytes: size_bytes.flatten() }).await
 }
 
 /// Has an operation done, and answers with the state when it is.

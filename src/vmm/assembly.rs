@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::control::Control;
+use super::disks::Disks;
 use super::error::{MachineError, resource};
 use super::platform::Platform;
 use super::shares;
@@ -74,6 +75,8 @@ pub(super) struct Devices {
     root: Arc<PciRoot>,
     virtio: Vec<Arc<VirtioPci>>,
     pub(super) platform: Platform,
+    /// The disks, to be resized.
+    pub(super) disks: Disks,
     /// The balloon, for a target.
     pub(super) balloon: Option<Arc<Balloon>>,
     /// The network interfaces, in the plan's order.
@@ -119,9 +122,8 @@ impl Devices {
         if asked > limit {
             return Err(MachineError::TooManyDisks { asked, limit });
         }
-        for (index, disk) in plan.disks.iter().enumerate() {
-            devices.push(Arc::new(super::disks::device(disk, index, plan.cpus)?));
-        }
+        let disks = Disks::open(&plan.disks, plan.cpus)?;
+        devices.extend(disks.devices());
         let mut ports = None;
         let nets: Vec<Arc<Net>> =
             plan.nets.iter().map(|net| network(net, memory).map(Arc::new)).collect::<Result<_, _>>()?;
@@ -152,7 +154,7 @@ impl Devices {
         mmio.add("pci-window", PCI_MMIO_START, PCI_MMIO_END - PCI_MMIO_START, root.window(PCI_MMIO_START))?;
         mmio.add("pci-ecam", PCI_ECAM_START, PCI_ECAM_SIZE, root.ecam())?;
         let buses = Buses { pio: Arc::new(pio), mmio: Arc::new(mmio) };
-        Ok(Self { buses, root, virtio, nets, platform, balloon, serial_input, ports })
+        Ok(Self { buses, root, virtio, disks, nets, platform, balloon, serial_input, ports })
     }
 
     /// Facts of the PCI functions in bus order, then of the platform devices that trapped.

@@ -172,6 +172,7 @@ impl Machine {
             Operation::Resume => self.resume(),
             Operation::SetMemory { target_bytes } => self.set_memory(*target_bytes)?,
             Operation::SetLink { interface, up } => self.devices.set_link(*interface, *up)?,
+            Operation::ResizeDisk { disk, size_bytes } => self.devices.disks.resize(disk, *size_bytes)?,
         }
         Ok(())
     }

@@ -1,13 +1,16 @@
 //! What is on a disk stays there: through a reboot, and when the VMM is killed after a flush.
 
-use super::host;
-use super::steady::Steady;
-use super::vm::{Kernel, Vm};
+use super::steady::{Delta, Steady};
+use super::vm::{Kernel, Vm, nestling};
+use super::{host, qcow2};
 
 /// The blocks of these tests: written 32 at a time in a random order.
 const FILE: &str = "/mnt/file --seed 5 --bytes 16777216 --depth 32 --random";
 /// The same on the bare disk, past the guest's page cache, so that 32 requests are under way at the device.
 const DISK: &str = "/dev/vda --seed 6 --bytes 8388608 --depth 32 --random --direct";
+
+/// As `probe disk-batch` takes it: an area that was filled so before.
+const BATCH: &str = "/dev/vda --seed 6 --bytes 8388608 --depth 32 --direct";
 
 #[test]
 fn an_ext4_with_what_was_written_to_it_survives_a_reboot() {
@@ -78,14 +81,7 @@ fn ten_thousand_verified_operations_at_queue_depth_32_cost_no_exit_and_few_inter
     let ended = vm.end();
     ended.assert_all_done();
     delta.assert_no_exits();
-    let disk = delta.device("virtio-blk");
-    let requests = disk.counter("reads") + disk.counter("writes") + disk.counter("flushes");
-    assert!(requests >= 10_000, "the guest made only {requests} requests:\n{}", ended.console);
-    for name in ["interrupts", "notifications"] {
-        let each = disk.counter(name) as f64 / requests as f64;
-        println!("  {requests} requests, {each:.3} {name} each");
-        assert!(each < 1.0, "EVENT_IDX and batches leave {each:.3} {name} for each request");
-    }
+    print_per_request(&delta, 10_000, &ended.console);
 }
 
 #[test]
@@ -145,30 +141,98 @@ fn partitions_of_one_disk_are_files_of_their_own_and_every_request_reaches_them(
     ended.assert_console("verified 1024 blocks\r\n");
 }
 
+/// mkfs, files and random requests on a qcow2 image over a base; a reboot, then a kill in the middle of more.
 #[test]
-fn a_qcow2_on_a_shared_base_keeps_what_was_flushed_when_the_vmm_is_killed() {
+fn a_qcow2_on_a_shared_base_keeps_what_was_flushed_through_a_reboot_and_a_kill() {
     let directory = host::directory();
-    let base = host::empty_disk(directory.path(), "base.img", 32);
-    let disk = directory.path().join("disk.qcow2");
-    let nestling = super::vm::assets().join("bin/nestling");
-    let made = std::process::Command::new(nestling)
-        .args(["disk", "create", disk.to_str().unwrap(), "--backing", base.to_str().unwrap()])
-        .output()
-        .unwrap();
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let base = host::empty_disk(directory.path(), "base.img", 64);
+    let below = "--seed 9 --bytes 4194304 --depth 32";
+    let fill = ["disk-fill", base.to_str().unwrap()].into_iter().chain(below.split(' ')).collect::<Vec<_>>();
+    host::probe_ok(&fill);
     let before = std::fs::read(&base).unwrap();
+    let disk = directory.path().join("disk.qcow2");
+    let words = ["disk", "create", disk.to_str().unwrap(), "--backing", base.to_str().unwrap()];
+    let made = nestling().args(words).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     let arguments = ["--disk", disk.to_str().unwrap()];
+
     let script = format!(
-        "set -e; probe disk-fill {DISK} --fsync; echo FLUSHED; \
-         while :; do dd if=/dev/zero of=/dev/vda bs=1M seek=8 count=24; done"
+        "set -e; probe disk-verify /dev/vda {below}; \
+         probe disk-churn /dev/vda --seed 8 --bytes 16777216 --depth 32 --direct --operations 2000; \
+         probe disk-fill {DISK}; probe disk-batch {BATCH} --operations 2000; \
+         mkfs.ext4 -q /dev/vda; mount /dev/vda /mnt; probe disk-fill {FILE} --fsync; probe file-check /mnt; \
+         umount /mnt; echo ALL DONE"
+    );
+    let written = Vm::start_devices(Kernel::Debian61, &arguments, &script).end();
+    written.assert_all_done();
+    written.assert_console("verified 1024 blocks\r\n");
+    let checked = qcow2::check(&disk);
+    println!("after power-off: {checked:?}");
+    assert!(checked.data >= 256 && checked.leaked == 0, "{checked:?}");
+
+    let more = "/mnt/more --seed 11 --bytes 8388608 --depth 32 --random";
+    let script = format!(
+        "set -e; mount /dev/vda /mnt; probe disk-verify {FILE}; probe disk-fill {more} --fsync; echo FLUSHED; \
+         while :; do dd if=/dev/zero of=/mnt/x bs=1M count=16; rm /mnt/x; done"
     );
     let vm = Vm::start_devices(Kernel::Debian61, &arguments, &script);
     vm.expect("FLUSHED\r\n");
     vm.expect("records out");
-    vm.kill();
-    let script = format!("set -e; probe disk-verify {DISK}; echo ALL DONE");
+    let said = vm.kill();
+    assert!(said.contains("verified 4096 blocks\r\n"), "{said}");
+    println!("after a kill: {:?}", qcow2::check(&disk));
+
+    // Mounting it replays the journal.
+    let script = format!(
+        "set -e; mount /dev/vda /mnt; probe disk-verify {FILE}; probe disk-verify {more}; umount /mnt; echo ALL DONE"
+    );
     let read = Vm::start_devices(Kernel::Debian61, &arguments, &script).end();
     read.assert_all_done();
+    read.assert_console("verified 4096 blocks\r\n");
     read.assert_console("verified 2048 blocks\r\n");
+    println!("after that: {:?}", qcow2::check(&disk));
     assert!(std::fs::read(&base).unwrap() == before, "nothing is written to a base");
+}
+
+/// A queue for each vCPU, and both at work.
+#[test]
+fn two_vcpus_with_a_queue_each_cost_no_exit() {
+    let directory = host::directory();
+    let disk = host::empty_disk(directory.path(), "disk.img", 16);
+    let both = |operations: u32| {
+        let batch = format!("probe disk-batch {BATCH} --operations {operations}");
+        format!("taskset 1 {batch} & taskset 2 {batch}; wait %1")
+    };
+    let script = format!(
+        "set -e; stty -echo; ls /sys/block/vda/mq | wc -l; probe disk-fill {DISK} --fsync; {}; echo WARM; read line; \
+         {}; echo STEADY; read line; probe irqs; echo ALL DONE",
+        both(100),
+        both(2000)
+    );
+    let arguments = ["--cpus", "2", "--disk", disk.to_str().unwrap()];
+    let mut vm = Vm::start_devices(Kernel::Debian61, &arguments, &script);
+    vm.expect("WARM\r\n");
+    let steady = Steady::begin(&vm);
+    vm.type_line("");
+    vm.expect("STEADY\r\n");
+    let delta = steady.end(&vm, "2 times 2,000 operations on a disk with two queues, 32 at a time");
+    vm.type_line("");
+    let ended = vm.end();
+    ended.assert_all_done();
+    ended.assert_console("2\r\n");
+    delta.assert_no_exits();
+    print_per_request(&delta, 4000, &ended.console);
+}
+
+/// Interrupts and doorbells for each request, which must be fewer than one.
+#[track_caller]
+fn print_per_request(delta: &Delta, at_least: u64, console: &str) {
+    let disk = delta.device("virtio-blk");
+    let requests = disk.counter("reads") + disk.counter("writes") + disk.counter("flushes");
+    assert!(requests >= at_least, "the guest made only {requests} requests:\n{console}");
+    for name in ["interrupts", "notifications"] {
+        let each = disk.counter(name) as f64 / requests as f64;
+        println!("  {requests} requests, {each:.3} {name} each");
+        assert!(each < 1.0, "EVENT_IDX and batches leave {each:.3} {name} for each request");
+    }
 }

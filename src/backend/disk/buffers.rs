@@ -29,11 +29,17 @@ impl<'a> Buffers<'a> {
     #[must_use]
     pub fn of(slices: &[VolatileSlice<'a>]) -> Self {
         let mut buffers = Self { vectors: Vec::with_capacity(slices.len()), ..Self::default() };
-        for slice in slices.iter().filter(|slice| !slice.is_empty()) {
-            let guard = slice.ptr_guard_mut();
-            buffers.push(libc::iovec { iov_base: guard.as_ptr().cast(), iov_len: guard.len() });
-        }
+        slices.iter().for_each(|slice| buffers.add(slice));
         buffers
+    }
+
+    /// Adds the memory of one more slice at the end.
+    pub fn add(&mut self, slice: &VolatileSlice<'a>) {
+        if !slice.is_empty() {
+            let guard = slice.ptr_guard_mut();
+            self.bytes = self.bytes.saturating_add(guard.len() as u64);
+            self.vectors.push(libc::iovec { iov_base: guard.as_ptr().cast(), iov_len: guard.len() });
+        }
     }
 
     /// The memory of a slice that nobody else uses.
@@ -50,11 +56,6 @@ impl<'a> Buffers<'a> {
     #[must_use]
     pub unsafe fn outlive(self) -> Buffers<'static> {
         Buffers { vectors: self.vectors, bytes: self.bytes, memory: PhantomData }
-    }
-
-    fn push(&mut self, vector: libc::iovec) {
-        self.bytes = self.bytes.saturating_add(vector.iov_len as u64);
-        self.vectors.push(vector);
     }
 
     /// Bytes in all.
@@ -75,7 +76,7 @@ impl<'a> Buffers<'a> {
     }
 
     /// Drops the first `bytes`: they are done.
-    pub(super) fn advance(&mut self, bytes: u64) {
+    pub fn advance(&mut self, bytes: u64) {
         self.bytes = self.bytes.saturating_sub(bytes);
         let mut left = usize::try_from(bytes).unwrap_or(usize::MAX);
         let mut whole = 0;
@@ -99,7 +100,8 @@ impl<'a> Buffers<'a> {
         part
     }
 
-    fn truncate(&mut self, bytes: u64) {
+    /// Drops all but the first `bytes`.
+    pub fn truncate(&mut self, bytes: u64) {
         let mut left = usize::try_from(bytes).unwrap_or(usize::MAX);
         self.vectors.retain_mut(|vector| {
             vector.iov_len = vector.iov_len.min(left);
@@ -123,7 +125,7 @@ impl<'a> Buffers<'a> {
     }
 
     /// Copies as much of `from` into the memory as there is room for.
-    pub(super) fn fill_from(&self, from: &[u8]) {
+    pub fn fill_from(&self, from: &[u8]) {
         let mut rest = from;
         for slice in self.slices() {
             let done = slice.write(rest, 0).unwrap_or(0);
@@ -135,7 +137,7 @@ impl<'a> Buffers<'a> {
     }
 
     /// Copies as much of the memory as fits to `to`.
-    pub(super) fn copy_to(&self, to: &mut [u8]) {
+    pub fn copy_to(&self, to: &mut [u8]) {
         let mut rest = to;
         for slice in self.slices() {
             let done = slice.read(rest, 0).unwrap_or(0);

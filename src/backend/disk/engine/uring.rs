@@ -45,7 +45,9 @@ struct Slot {
 }
 
 /// The opcodes that are needed.
-const NEEDED: [(u8, &str); 3] = [
+const NEEDED: [(u8, &str); 5] = [
+    (opcode::Read::CODE, "IORING_OP_READ"),
+    (opcode::Write::CODE, "IORING_OP_WRITE"),
     (opcode::Readv::CODE, "IORING_OP_READV"),
     (opcode::Writev::CODE, "IORING_OP_WRITEV"),
     (opcode::Fsync::CODE, "IORING_OP_FSYNC"),
@@ -189,12 +191,26 @@ fn entry(disk: &dyn Disk, slot: &Slot) -> io::Result<squeue::Entry> {
     let file = types::Fd(file.as_raw_fd());
     let vectors = slot.buffers.vectors();
     let count = vectors.len() as u32;
-    Ok(match slot.operation {
-        Operation::Write { durable } => {
-            let flags = if durable { libc::RWF_DSYNC } else { 0 };
-            opcode::Writev::new(file, vectors.as_ptr(), count).offset(offset).rw_flags(flags).build()
-        }
-        _ => opcode::Readv::new(file, vectors.as_ptr(), count).offset(offset).build(),
+    let flags = match slot.operation {
+        Operation::Write { durable: true } => libc::RWF_DSYNC,
+        _ => 0,
+    };
+    let writes = matches!(slot.operation, Operation::Write { .. });
+    // Most requests are one piece, which spares the kernel a list of them.
+    if let [only] = vectors
+        && let Ok(bytes) = u32::try_from(only.iov_len)
+    {
+        let memory = only.iov_base.cast::<u8>();
+        return Ok(if writes {
+            opcode::Write::new(file, memory, bytes).offset(offset).rw_flags(flags).build()
+        } else {
+            opcode::Read::new(file, memory, bytes).offset(offset).build()
+        });
+    }
+    Ok(if writes {
+        opcode::Writev::new(file, vectors.as_ptr(), count).offset(offset).rw_flags(flags).build()
+    } else {
+        opcode::Readv::new(file, vectors.as_ptr(), count).offset(offset).build()
     })
 }
 

@@ -5,7 +5,6 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use imago::file::File as ImageFile;
 use imago::qcow2::Qcow2;
 use imago::raw::Raw;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder};
@@ -15,13 +14,14 @@ use super::super::direct::Direct;
 use super::super::raw::open_locked;
 use super::super::{Access, DiskError};
 use super::header::{BackingName, Header, Refusal};
+use super::storage::TableFile;
 
 /// Backing files of backing files. A longer chain is a mistake, and reading through it would be slow.
 pub(in super::super) const MAX_LAYERS: usize = 16;
 
 /// An image that is ready to be read and written.
 pub(super) struct Opened {
-    pub(super) image: FormatAccess<ImageFile>,
+    pub(super) image: FormatAccess<TableFile>,
     /// How many images it is made of, itself included.
     pub(super) layers: usize,
 }
@@ -41,7 +41,7 @@ fn open_qcow2(
     access: Access,
     follow_backing: bool,
     seen: &mut Seen,
-) -> Result<FormatAccess<ImageFile>, DiskError> {
+) -> Result<FormatAccess<TableFile>, DiskError> {
     let file = open_layer(path, access, seen)?;
     let header = Header::read(&file).map_err(|refusal| refuse(path, refusal))?;
     if !access.readonly {
@@ -60,7 +60,7 @@ fn open_qcow2(
     };
     let failed = |source| DiskError::Open { path: path.into(), access: "reading", cause: source };
     // Whatever the image names has been opened above, or does not exist for imago.
-    let image = Qcow2::<ImageFile, Arc<FormatAccess<ImageFile>>>::builder(storage(path, file, access)?)
+    let image = Qcow2::<TableFile, Arc<FormatAccess<TableFile>>>::builder(storage(path, file, access, true)?)
         .write(!access.readonly)
         .backing(backing)
         .data_file(None)
@@ -74,7 +74,7 @@ fn open_backing(
     backing: &BackingName,
     direct: bool,
     seen: &mut Seen,
-) -> Result<FormatAccess<ImageFile>, DiskError> {
+) -> Result<FormatAccess<TableFile>, DiskError> {
     let path = resolve(image, &backing.name)?;
     let format = match backing.format {
         Some(format) => format,
@@ -96,7 +96,7 @@ fn open_backing(
         Format::Raw => {
             let file = open_layer(&path, access, seen)?;
             let failed = |source| DiskError::Open { path: path.clone(), access: "reading", cause: source };
-            let raw = Raw::builder(storage(&path, file, access)?).write(false);
+            let raw = Raw::builder(storage(&path, file, access, false)?).write(false);
             raw.open(DenyImplicitOpenGate::default()).map(FormatAccess::new).map_err(failed)
         }
     }
@@ -125,11 +125,12 @@ fn open_layer(path: &Path, access: Access, seen: &mut Seen) -> Result<File, Disk
 }
 
 /// imago's view of an open file; it learns the alignment of direct I/O by itself.
-fn storage(path: &Path, file: File, access: Access) -> Result<ImageFile, DiskError> {
+fn storage(path: &Path, file: File, access: Access, is_qcow2: bool) -> Result<TableFile, DiskError> {
     if access.direct {
         Direct::switch_on(&file, path, access.readonly)?;
     }
-    ImageFile::try_from(file).map_err(|source| DiskError::Examine { path: path.into(), cause: source })
+    TableFile::new(file, is_qcow2 && !access.readonly)
+        .map_err(|source| DiskError::Examine { path: path.into(), cause: source })
 }
 
 /// Where a backing file is: its name is relative to the directory of the image that names it.

@@ -6,6 +6,7 @@
 
 mod chain;
 pub(super) mod header;
+mod storage;
 
 pub(super) use self::chain::{MAX_LAYERS, refuse, resolve};
 
@@ -14,10 +15,10 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use imago::file::File as ImageFile;
 use imago::format::PreallocateMode;
 use imago::{FormatAccess, Mapping};
 
+use self::storage::TableFile;
 use super::{Access, Buffers, Disk, DiskError, SECTOR, check_range, describe, read_only};
 
 /// The most that is copied at once between the guest's memory and ours.
@@ -29,7 +30,7 @@ const COPY_BYTES: u64 = 256 << 10;
 /// So the data of each request is copied once.
 pub struct Qcow2Disk {
     /// Written for changes that give clusters away, read for everything else.
-    image: RwLock<FormatAccess<ImageFile>>,
+    image: RwLock<FormatAccess<TableFile>>,
     path: PathBuf,
     layers: usize,
     access: Access,
@@ -60,11 +61,11 @@ impl Qcow2Disk {
         }
     }
 
-    fn shared(&self) -> RwLockReadGuard<'_, FormatAccess<ImageFile>> {
+    fn shared(&self) -> RwLockReadGuard<'_, FormatAccess<TableFile>> {
         self.image.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn exclusive(&self) -> RwLockWriteGuard<'_, FormatAccess<ImageFile>> {
+    fn exclusive(&self) -> RwLockWriteGuard<'_, FormatAccess<TableFile>> {
         self.image.write().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -139,11 +140,11 @@ impl Disk for Qcow2Disk {
         })
     }
 
-    /// The tables are written, then everything is made stable.
+    /// The tables are written, then everything is made stable. Nobody writes while the tables are: an L1 entry must not get
+    /// ahead of what it leads to.
     fn flush(&self) -> io::Result<()> {
-        let image = self.shared();
-        image.flush()?;
-        image.sync()
+        self.exclusive().flush()?;
+        self.shared().sync()
     }
 
     fn discard(&self, offset: u64, bytes: u64) -> io::Result<()> {
@@ -184,6 +185,8 @@ impl Disk for Qcow2Disk {
         let mode = if self.layers > 1 { PreallocateMode::Zero } else { PreallocateMode::None };
         let image = self.exclusive();
         if bytes > image.size() {
+            // The L1 table may move.
+            image.flush()?;
             image.resize_grow(bytes, mode)?;
             image.flush()?;
             image.sync()?;

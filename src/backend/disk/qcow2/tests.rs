@@ -275,3 +275,34 @@ fn a_base_of_unknown_format_is_not_guessed_by_its_bytes_alone() {
     let text = refusal(&path);
     assert!(text.contains("qemu-img rebase -u -F FORMAT -b base.img"), "{text}");
 }
+
+/// imago has the refcount of a new L2 table in memory when it enters the table.
+#[test]
+fn a_table_that_was_not_flushed_is_leaked_by_a_kill_and_not_given_out_twice() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, left) = (directory.path().join("a.qcow2"), directory.path().join("left.qcow2"));
+    qemu_img(&["create", "-q", "-f", "qcow2", path.to_str().unwrap(), "4G"]);
+    let disk = Qcow2Disk::open(&path, Access::WRITE, true).unwrap();
+    let write = |offset: u64, byte: u8| disk.write_at(&Buffers::of_slice(&mut [byte; 4096]), offset).unwrap();
+    for (number, flushed) in [(0, false), (1, false), (1, true), (3, false)] {
+        // 512 MiB apart: each has an L2 table of its own.
+        write(number << 29, number as u8 + 1);
+        if flushed {
+            disk.flush().unwrap();
+        }
+        fs::copy(&path, &left).unwrap();
+        qemu_img_sound_but_for_leaks(&left);
+    }
+    let found = |image: &Path, number: u64| {
+        let mut bytes = [0; 4096];
+        let disk = Qcow2Disk::open(image, Access::READ, true).unwrap();
+        disk.read_at(&Buffers::of_slice(&mut bytes), number << 29).unwrap();
+        bytes[0]
+    };
+    assert_eq!([0, 1].map(|number| found(&left, number)), [1, 2], "what was flushed");
+    disk.grow(600 << 30).unwrap();
+    write(599 << 30, 9);
+    drop(disk);
+    qemu_img(&["check", "-q", path.to_str().unwrap()]);
+    assert_eq!([0, 1, 3, 599 * 2].map(|number| found(&path, number)), [1, 2, 4, 9]);
+}

@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 use super::counts::Counts;
 use super::request::{Kind, Request, Step};
@@ -53,7 +53,7 @@ struct Begun {
     bytes: u64,
     status: GuestAddress,
     /// What is still to do, last first.
-    steps: Vec<Step>,
+    rest: Vec<Step>,
 }
 
 impl BlockHandler {
@@ -86,25 +86,22 @@ impl BlockHandler {
             let written = request.fill(&self.shared.serial);
             return self.answer(request.status, STATUS_OK, written);
         }
-        let steps = match self.steps(&request) {
+        let (first, rest) = match self.steps(&request) {
             Ok(steps) => steps,
             Err(status) => {
                 Counts::add(&self.shared.counts.errors, 1);
                 return self.answer(request.status, status, 0);
             }
         };
-        if !self.has_room() || !self.is_admitted(request.data_bytes) {
+        let Request { kind, data: buffers, status, .. } = request;
+        let bytes = buffers.len();
+        if !self.has_room() || !self.is_admitted(bytes) {
             self.stalled.insert(queue);
             return Ok(Fate::Later);
         }
+        let Some(step) = first else { return self.answer(status, STATUS_OK, 0) };
         let Some(tag) = self.free.pop() else { return Ok(Fate::Later) };
-        let buffers = Buffers::of(&request.data);
-        let (kind, bytes, status) = (request.kind, request.data_bytes, request.status);
-        let mut begun = Begun { queue, head, kind, bytes, status, steps };
-        let Some(step) = begun.steps.pop() else {
-            self.free.push(tag);
-            return self.answer(status, STATUS_OK, 0);
-        };
+        let begun = Begun { queue, head, kind, bytes, status, rest };
         // SAFETY: the buffers lie in `self.memory`, which stays mapped at least as long as the engine, which waits for
         // its requests before it goes.
         let buffers = unsafe { buffers.outlive() };
@@ -128,24 +125,26 @@ impl BlockHandler {
         now
     }
 
-    /// What a request takes, last first; the error is the status the guest gets.
-    fn steps(&self, request: &Request<'_>) -> Result<Vec<Step>, u8> {
+    /// What a request takes: the first step, which is all of most requests, and the others, last first. The error is the
+    /// status the guest gets.
+    fn steps(&self, request: &Request<'_>) -> Result<(Option<Step>, Vec<Step>), u8> {
         let durable = self.shared.write_through(self.features);
         let readonly = self.shared.disk.readonly();
-        let step = |operation, offset| Step { operation, offset, bytes: request.data_bytes };
+        let step = |operation, offset| Step { operation, offset, bytes: request.data.len() };
+        let one = |operation, offset| Ok((Some(step(operation, offset)), Vec::new()));
         match request.kind {
-            Kind::Read => Ok(vec![step(Operation::Read, self.check_range(request)?)]),
+            Kind::Read => one(Operation::Read, self.check_range(request)?),
             Kind::Write | Kind::Discard | Kind::WriteZeroes if readonly => Err(STATUS_IOERR),
-            Kind::Write => Ok(vec![step(Operation::Write { durable }, self.check_range(request)?)]),
-            Kind::Flush if readonly => Ok(Vec::new()),
-            Kind::Flush => Ok(vec![step(Operation::Flush, 0)]),
+            Kind::Write => one(Operation::Write { durable }, self.check_range(request)?),
+            Kind::Flush if readonly => Ok((None, Vec::new())),
+            Kind::Flush => one(Operation::Flush, 0),
             Kind::Discard | Kind::WriteZeroes => {
                 let mut steps = request.ranges(self.shared.disk.size_bytes())?;
                 if durable && request.kind == Kind::WriteZeroes {
                     steps.push(Step { operation: Operation::Flush, offset: 0, bytes: 0 });
                 }
                 steps.reverse();
-                Ok(steps)
+                Ok((steps.pop(), steps))
             }
             Kind::GetId | Kind::Unknown(_) => Err(STATUS_UNSUPP),
         }
@@ -153,7 +152,7 @@ impl BlockHandler {
 
     /// Byte offset of a request that lies on the disk and is a whole number of sectors.
     fn check_range(&self, request: &Request<'_>) -> Result<u64, u8> {
-        let bytes = request.data_bytes;
+        let bytes = request.data.len();
         let offset = request.sector.checked_mul(SECTOR).ok_or(STATUS_IOERR)?;
         let end = offset.checked_add(bytes).ok_or(STATUS_IOERR)?;
         let fits = bytes.is_multiple_of(SECTOR) && bytes <= MAX_DATA_BYTES;
@@ -167,7 +166,9 @@ impl BlockHandler {
     }
 
     fn write_status(&self, at: GuestAddress, status: u8) -> Result<(), Fault> {
-        self.memory.write_obj(status, at).map_err(|_| Fault::Chain("the status byte is outside memory"))
+        let outside = |_| Fault::Chain("the status byte is outside memory");
+        let byte = self.memory.get_slice(at, 1).map_err(outside)?;
+        byte.write_obj(status, 0).map_err(|_| Fault::Chain("the status byte cannot be written"))
     }
 
     /// Gives back what is done, and begins what found no room before.
@@ -211,7 +212,7 @@ impl BlockHandler {
         for (tag, result) in ended {
             let tag = tag as usize;
             let Some(mut begun) = self.begun.get_mut(tag).and_then(Option::take) else { continue };
-            let next = if result.is_ok() { begun.steps.pop() } else { None };
+            let next = if result.is_ok() { begun.rest.pop() } else { None };
             if let Some(step) = next {
                 self.engine.submit(engine_request(tag, step, Buffers::default())).map_err(Fault::Host)?;
                 if let Some(slot) = self.begun.get_mut(tag) {

@@ -6,6 +6,7 @@
 mod counts;
 mod handler;
 mod request;
+mod resize;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use self::counts::Counts;
 use self::handler::BlockHandler;
 use self::request::ID_BYTES;
+pub use self::resize::ResizeError;
 use super::transport::ConfigChange;
 use super::{Counters, Fault, Kind, Lane, Start, VirtioDevice};
 use crate::backend::disk::{Disk, DiskError, Engine, Io, SECTOR};
@@ -92,6 +94,8 @@ struct Shared {
     /// The feature bits of the driver that runs, or none.
     negotiated: AtomicU64,
     config: Mutex<Option<ConfigChange>>,
+    /// The size in the configuration structure that the driver sees.
+    shown_bytes: AtomicU64,
     counts: Counts,
     complaints: Complaints,
 }
@@ -117,42 +121,12 @@ impl Block {
             writeback: AtomicBool::new(options.writeback),
             negotiated: AtomicU64::new(0),
             config: Mutex::default(),
+            shown_bytes: AtomicU64::default(),
             counts: Counts::default(),
             complaints: Complaints::default(),
             disk,
             options,
         })))
-    }
-
-    /// Looks whether the image has another size now, and tells the driver if so. Returns the size in bytes.
-    ///
-    /// # Errors
-    /// The kernel's own.
-    pub fn reread_size(&self) -> std::io::Result<u64> {
-        let before = self.0.disk.size_bytes();
-        let now = self.0.disk.reread_size()?;
-        self.tell_size(before, now);
-        Ok(now)
-    }
-
-    /// Makes the disk larger while the guest uses it. Returns the size in bytes.
-    ///
-    /// # Errors
-    /// The kernel's own, and a disk that cannot grow.
-    pub fn grow(&self, bytes: u64) -> std::io::Result<u64> {
-        let before = self.0.disk.size_bytes();
-        let now = self.0.disk.grow(bytes)?;
-        self.tell_size(before, now);
-        Ok(now)
-    }
-
-    fn tell_size(&self, before: u64, now: u64) {
-        let config = self.0.config.lock().unwrap_or_else(PoisonError::into_inner);
-        if before != now
-            && let Some(config) = &*config
-        {
-            config.announce();
-        }
     }
 
     fn handler(&self, features: u64, memory: &vm_memory::GuestMemoryMmap) -> Result<BlockHandler, Fault> {
@@ -197,7 +171,9 @@ impl VirtioDevice for Block {
     fn config(&self) -> Vec<u8> {
         let block = self.0.disk.block_bytes();
         let mut config = Vec::with_capacity(60);
-        config.extend((self.0.disk.size_bytes() / SECTOR).to_le_bytes());
+        let size_bytes = self.0.disk.size_bytes();
+        self.0.shown_bytes.store(size_bytes, Ordering::Release);
+        config.extend((size_bytes / SECTOR).to_le_bytes());
         config.extend(0_u32.to_le_bytes()); // size_max: not offered
         config.extend(SEG_MAX.to_le_bytes());
         config.extend([0; 4]); // geometry: not offered
@@ -239,7 +215,12 @@ impl VirtioDevice for Block {
             lanes.push(Lane { queues, handler });
         }
         self.0.negotiated.store(start.features, Ordering::Release);
-        *self.0.config.lock().unwrap_or_else(PoisonError::into_inner) = Some(start.config);
+        let mut config = self.0.config.lock().unwrap_or_else(PoisonError::into_inner);
+        // It was resized while no driver could be told.
+        if self.0.shown_bytes.load(Ordering::Acquire) != self.0.disk.size_bytes() {
+            start.config.announce();
+        }
+        *config = Some(start.config);
         Ok(lanes)
     }
 

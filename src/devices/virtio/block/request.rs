@@ -3,11 +3,11 @@
 //! The standard does not fix how these are cut into descriptors (§2.7.4), so they are taken as two byte streams.
 
 use virtio_queue::DescriptorChain;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 use super::handler::{STATUS_IOERR, STATUS_UNSUPP};
 use super::{MAX_DISCARD_SECTORS, MAX_RANGES, MAX_ZERO_SECTORS};
-use crate::backend::disk::{self, SECTOR};
+use crate::backend::disk::{self, Buffers, SECTOR};
 use crate::devices::virtio::Fault;
 
 /// Bytes of the device id GET_ID returns.
@@ -68,8 +68,7 @@ pub(super) struct Request<'m> {
     pub(super) kind: Kind,
     pub(super) sector: u64,
     /// The buffers to fill (read, id) or to take from (write).
-    pub(super) data: Vec<VolatileSlice<'m>>,
-    pub(super) data_bytes: u64,
+    pub(super) data: Buffers<'m>,
     /// Where the status byte goes.
     pub(super) status: GuestAddress,
 }
@@ -80,9 +79,10 @@ impl<'m> Request<'m> {
         memory: &'m GuestMemoryMmap,
         chain: DescriptorChain<&GuestMemoryMmap>,
     ) -> Result<Self, Fault> {
-        let mut readable = Vec::new();
-        let mut writable = Vec::new();
+        let mut readable = Buffers::default();
+        let mut writable = Buffers::default();
         let mut last_writable = None;
+        let mut is_cut = false;
         for descriptor in chain {
             let (address, len) = (descriptor.addr(), descriptor.len() as usize);
             let side = if descriptor.is_write_only() {
@@ -93,14 +93,29 @@ impl<'m> Request<'m> {
             } else {
                 &mut readable
             };
+            is_cut = descriptor.has_next();
+            // Nearly every buffer lies in one run of RAM.
+            if let Ok(slice) = memory.get_slice(address, len) {
+                side.add(&slice);
+                continue;
+            }
             let outside = |_| Fault::Chain("a buffer lies outside guest memory");
             for slice in memory.get_slices(address, len) {
-                side.push(slice.map_err(outside)?);
+                side.add(&slice.map_err(outside)?);
             }
         }
-        let header = take_front(&mut readable).ok_or(Fault::Chain("the request has no header"))?;
-        let status = last_writable.ok_or(Fault::Chain("the request has no status byte"))?;
-        drop_last_byte(&mut writable).ok_or(Fault::Chain("the request has no status byte"))?;
+        if is_cut {
+            return Err(Fault::Chain("the chain has no end"));
+        }
+        let mut header = [0; HEADER_BYTES];
+        if readable.len() < HEADER_BYTES as u64 {
+            return Err(Fault::Chain("the request has no header"));
+        }
+        readable.copy_to(&mut header);
+        readable.advance(HEADER_BYTES as u64);
+        let no_status = || Fault::Chain("the request has no status byte");
+        let status = last_writable.ok_or_else(no_status)?;
+        writable.truncate(writable.len().checked_sub(1).ok_or_else(no_status)?);
 
         let kind = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
         let mut sector = [0; 8];
@@ -108,24 +123,19 @@ impl<'m> Request<'m> {
         let kind = Kind::from(kind);
         let takes = matches!(kind, Kind::Write | Kind::Discard | Kind::WriteZeroes);
         let data = if takes { readable } else { writable };
-        let data_bytes = data.iter().fold(0_u64, |sum, slice| sum.saturating_add(slice.len() as u64));
         let sector = u64::from_le_bytes(sector);
-        Ok(Self { kind, sector, data, data_bytes, status: GuestAddress(status) })
+        Ok(Self { kind, sector, data, status: GuestAddress(status) })
     }
 
     /// The ranges of a discard or write-zeroes request on a disk of `size_bytes` bytes, in order; the error is the status
     /// the guest gets (virtio 1.2 §5.2.6.2).
     pub(super) fn ranges(&self, size_bytes: u64) -> Result<Vec<Step>, u8> {
-        let whole = self.data_bytes.is_multiple_of(RANGE_BYTES as u64);
-        if !whole || !(1..=MAX_RANGES_BYTES).contains(&self.data_bytes) {
+        let whole = self.data.len().is_multiple_of(RANGE_BYTES as u64);
+        if !whole || !(1..=MAX_RANGES_BYTES).contains(&self.data.len()) {
             return Err(STATUS_IOERR);
         }
-        let mut bytes = vec![0; self.data_bytes as usize];
-        let mut rest = bytes.as_mut_slice();
-        for slice in &self.data {
-            let taken = slice.read(rest, 0).unwrap_or(0);
-            rest = rest.get_mut(taken..).unwrap_or_default();
-        }
+        let mut bytes = vec![0; self.data.len() as usize];
+        self.data.copy_to(&mut bytes);
         let (ranges, _) = bytes.as_chunks::<RANGE_BYTES>();
         ranges.iter().map(|range| self.range(range, size_bytes)).collect()
     }
@@ -156,42 +166,7 @@ impl<'m> Request<'m> {
 
     /// Fills the data buffers with `bytes`, as far as they reach, and returns how far that was.
     pub(super) fn fill(&self, bytes: &[u8]) -> u32 {
-        let mut rest = bytes;
-        for slice in &self.data {
-            // A volatile slice takes as much as it has room for.
-            let done = slice.write(rest, 0).unwrap_or(0);
-            rest = rest.get(done..).unwrap_or_default();
-            if rest.is_empty() {
-                break;
-            }
-        }
-        bytes.len().saturating_sub(rest.len()) as u32
+        self.data.fill_from(bytes);
+        (bytes.len() as u64).min(self.data.len()) as u32
     }
-}
-
-/// Takes the header off the front of a byte stream.
-fn take_front(stream: &mut Vec<VolatileSlice<'_>>) -> Option<[u8; HEADER_BYTES]> {
-    let mut header = [0; HEADER_BYTES];
-    let mut rest = &mut header[..];
-    while !rest.is_empty() {
-        let first = stream.first_mut()?;
-        let taken = first.read(rest, 0).ok()?;
-        rest = rest.get_mut(taken..)?;
-        if taken < first.len() {
-            *first = first.offset(taken).ok()?;
-        } else {
-            stream.remove(0);
-        }
-    }
-    Some(header)
-}
-
-/// Takes the status byte off the end of a byte stream.
-fn drop_last_byte(stream: &mut Vec<VolatileSlice<'_>>) -> Option<()> {
-    let last = stream.pop()?;
-    let rest = last.subslice(0, last.len().checked_sub(1)?).ok()?;
-    if !rest.is_empty() {
-        stream.push(rest);
-    }
-    Some(())
 }

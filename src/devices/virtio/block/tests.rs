@@ -4,6 +4,7 @@ mod cache;
 mod lanes;
 mod random;
 mod ranges;
+mod speed;
 
 use std::io::Write;
 
@@ -244,8 +245,7 @@ fn chains_without_end_are_bounded() {
     disk.driver.store(0, HEADER, 16, 1, 1);
     disk.driver.store(1, BODY, 512, 3, 1);
     disk.driver.offer_head(0);
-    disk.on_queue().unwrap();
-    assert_eq!(disk.driver.used(), [(0, 1)], "a read of 255 buffers is beyond this disk");
+    assert!(disk.on_queue().is_err(), "a chain that comes back to itself");
 
     let mut disk = fixture(false);
     disk.driver.store(0, DATA, 16, 4, 0);
@@ -269,4 +269,21 @@ fn a_host_that_fails_is_an_error_for_the_guest_and_one_line_for_us() {
     disk.header(READ, 4);
     assert_eq!(disk.serve(&[header(), writable(BODY, 512), status()]).unwrap(), 1);
     assert_eq!(disk.status(), STATUS_IOERR);
+}
+
+/// Header, data and status are there, and then it goes on where nothing is.
+#[test]
+fn a_chain_without_an_end_is_a_fault() {
+    const NEXT: u16 = 1;
+    const WRITES: u16 = 2;
+    for next in [QUEUE_SIZE, u16::MAX, 0] {
+        let mut disk = fixture(false);
+        disk.header(READ, 0);
+        disk.driver.store(0, HEADER, 16, NEXT, 1);
+        disk.driver.store(1, BODY, 512, NEXT | WRITES, 2);
+        disk.driver.store(2, STATUS, 1, NEXT | WRITES, next);
+        disk.driver.offer_head(0);
+        assert!(matches!(disk.on_queue(), Err(Fault::Chain(_))), "{next}");
+        assert_eq!(disk.status(), UNTOUCHED);
+    }
 }

@@ -9,9 +9,11 @@ use std::sync::mpsc::channel;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use self::fixture::{BAR, Function, MOVED, SLOT, Told};
+use crate::backend::disk::{Access, RawDisk};
 use crate::devices::pci::root::PciFunction;
 use crate::devices::registers::PAGE;
 use crate::devices::virtio::balloon::{Balloon, BalloonOptions};
+use crate::devices::virtio::block::{Block, BlockOptions};
 use crate::devices::virtio::testing::{DATA, readable, writable};
 use crate::devices::virtio::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1};
 
@@ -250,6 +252,41 @@ fn a_balloon_s_target_reaches_the_driver_and_its_answer_ends_with_a_reset() {
         "of a driver that is gone"
     );
     assert_eq!(function.read_u32(config), 32 << 8, "the target is the host's");
+}
+
+#[test]
+fn a_driver_is_told_that_its_disk_has_another_size() {
+    let image = tempfile::NamedTempFile::new().unwrap();
+    let resize = |block: &Block, mib: u64| {
+        image.as_file().set_len(mib << 20).unwrap();
+        assert_eq!(block.resize(None).unwrap(), mib << 20);
+    };
+    image.as_file().set_len(1 << 20).unwrap();
+    // Read-only, because that is the feature bit this driver accepts.
+    let disk = Arc::new(RawDisk::open(image.path(), Access::READ).unwrap());
+    let block = Arc::new(Block::new(disk, BlockOptions { queues: 2, ..BlockOptions::default() }).unwrap());
+    let function = Function::of(Arc::clone(&block) as _, channel().1);
+    function.decode(true);
+    function.write(20, &[0]);
+    let capacity = || function.read_u32(function.virtio_capability(4).offset.into());
+    assert_eq!(capacity(), 1 << 11, "as the driver finds it");
+    resize(&block, 2);
+    function.bring_up();
+    assert_eq!(
+        (capacity(), function.wiring.raised(0)),
+        (2 << 11, 1),
+        "it was resized before there was a driver"
+    );
+    let generation = function.read(21, 1);
+    resize(&block, 5);
+    assert_eq!((capacity(), function.wiring.raised(0)), (5 << 11, 1));
+    assert_ne!(function.read(21, 1), generation);
+    resize(&block, 5);
+    assert_eq!(function.wiring.raised(0), 0, "nothing has changed");
+    function.write(20, &[0]);
+    function.wiring.raised(0);
+    resize(&block, 1);
+    assert_eq!(capacity(), 1 << 11, "for the next driver");
 }
 
 #[test]

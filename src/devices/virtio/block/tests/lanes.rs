@@ -157,10 +157,10 @@ fn a_disk_that_grew_has_a_new_capacity() {
     let disk = many(Io::Auto, None, None);
     let capacity = |block: &Block| u64::from_le_bytes(block.config()[..8].try_into().unwrap());
     assert_eq!(capacity(&disk.block), 2048);
-    assert_eq!(disk.block.grow(2 << 20).unwrap(), 2 << 20);
+    assert_eq!(disk.block.resize(Some(2 << 20)).unwrap(), 2 << 20);
     assert_eq!(capacity(&disk.block), 4096);
     disk.image.as_file().set_len(3 << 20).unwrap();
-    assert_eq!(disk.block.reread_size().unwrap(), 3 << 20);
+    assert_eq!(disk.block.resize(None).unwrap(), 3 << 20);
     assert_eq!(capacity(&disk.block), 6144);
 }
 
