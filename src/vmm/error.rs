@@ -40,7 +40,7 @@ pub enum MachineError {
     },
     /// More devices than the PCI bus has room for.
     #[error("{asked} disks, network interfaces and shares do not fit on the PCI bus; at most {limit} do")]
-    TooManyDisks {
+    TooManyDevices {
         /// Disks, network interfaces and shares of the plan.
         asked: usize,
         /// What fits.

@@ -12,10 +12,12 @@ mod hypervisor;
 mod kick;
 mod last_words;
 pub mod memory;
+mod networks;
 mod platform;
 mod postmortem;
 mod shares;
 mod stats;
+mod streams;
 mod vcpu;
 mod wiring;
 
