@@ -61,7 +61,7 @@ fn packets_cost_no_exit_streams_arrive_and_the_cable_is_seen() {
              ip link set eth0 down; rmmod virtio_net; probe load virtio_net; ip addr add 10.77.0.2/24 dev eth0; \
              ip link set eth0 up; probe udp-ping {HOST}:9000 --count 5; echo ALL DONE"
         );
-        let arguments = ["--net", "tap,mac=02:00:00:00:00:77,mtu=1400"];
+        let arguments = ["--net", "tap,mac=02:00:00:00:00:77,mtu=1400,vhost=off"];
         let mut vm = Vm::start_devices(Kernel::Debian61, &arguments, &script);
         vm.expect("UP\r\n");
         assert!(vm.said().contains("MAC 02:00:00:00:00:77 MTU 1400\r\n"), "{}", vm.said());
@@ -138,7 +138,7 @@ fn two_vcpus_have_a_queue_pair_each() {
             "{UP} for port in 1 2 3 4; do probe tcp-connect {HOST}:9000 --bytes 4194304 --seed $port & done; wait; \
              probe irqs; echo ALL DONE"
         );
-        let arguments = ["--cpus", "2", "--net", "tap=pair,queues=2"];
+        let arguments = ["--cpus", "2", "--net", "tap=pair,queues=2,vhost=off"];
         let mut vm = Vm::start_devices(Kernel::Debian61, &arguments, &script);
         vm.expect("UP\r\n");
         assert!(features(&vm)[22], "MQ");
