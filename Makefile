@@ -33,7 +33,7 @@ PACKAGES := cc:gcc qemu-img:qemu-utils busybox:busybox-static lz4:lz4 zstd:zstd 
 
 .PHONY: packages
 packages:
-	@missing=(); for entry in $(PACKAGES); do command -v "$${entry%%:*}" >/dev/null || missing+=("$${entry##*:}"); done; \
+	@missing=(); for entry in $(PACKAGES); do command -v "$${entry%%:*}" >/dev/null || [ -e "$${entry%%:*}" ] || missing+=("$${entry##*:}"); done; \
 	if [ $${#missing[@]} -gt 0 ]; then \
 	  echo "==> installing Debian packages: $${missing[*]}"; \
 	  as_root=(); [ "$$(id -u)" = 0 ] || as_root=(sudo); \
@@ -76,6 +76,27 @@ $(ASSETS)/debian-%/initramfs.cpio: $(ASSETS)/debian-%/vmlinux $(QUICK)/nestling-
 $(ASSETS)/nestling/initramfs.cpio: $(ASSETS)/nestling/vmlinux $(QUICK)/nestling-init $(QUICK)/nestling-initramfs
 	$(INITRAMFS) --out $@
 
+# The other end of virtio-fs, for the tests: upstream's, as one static file that runs in the node too.
+VIRTIOFSD := 1.14.0
+TOOLS     := $(HOME)/.cache/nestling/virtiofsd-$(VIRTIOFSD)
+
+.PHONY: virtiofsd
+virtiofsd: $(ASSETS)/bin/virtiofsd
+
+$(ASSETS)/bin/virtiofsd: $(TOOLS)/bin/virtiofsd
+	@mkdir -p $(@D) && cp $< $@
+
+# The linker prefers a shared library where it finds one: it looks first where there are only static ones.
+$(TOOLS)/bin/virtiofsd:
+	$(call say,'virtiofsd $(VIRTIOFSD)')
+	@$(MAKE) packages PACKAGES='/usr/include/cap-ng.h:libcap-ng-dev /usr/include/seccomp.h:libseccomp-dev'
+	@mkdir -p target/virtiofsd/lib
+	@ln -sf /usr/lib/$$(gcc -print-multiarch)/lib{cap-ng,seccomp}.a target/virtiofsd/lib/
+	LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH=$(CURDIR)/target/virtiofsd/lib CARGO_PROFILE_RELEASE_LTO=off \
+	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS='-C target-feature=+crt-static -L native=$(CURDIR)/target/virtiofsd/lib' \
+	cargo install virtiofsd --version $(VIRTIOFSD) --locked --target x86_64-unknown-linux-gnu \
+	  --target-dir target/virtiofsd --root $(TOOLS)
+
 # Modules that a guest of the tests loads by name (`probe load NAME`); those that one kernel has and the other has not.
 SPARE_MODULES      := virtio_net vmw_vsock_virtio_transport vsock_diag virtio_balloon virtiofs fuse \
                       pvpanic pvpanic_mmio pvpanic_pci wdat_wdt softdog button evdev ptp_kvm tun crc32c_intel
@@ -113,11 +134,11 @@ test-here: packages
 # Linux guests, and the bare-metal ones once more, on VT-x. Bochs takes no interrupt from a guest that spins with its own
 # switched off, so that one test runs on this machine's /dev/kvm alone.
 .PHONY: test-guest
-test-guest: assets node
+test-guest: assets virtiofsd node
 	@cargo build --profile payload -p nestling-payload --features freestanding --target-dir target/payload
 	@cp -u target/payload/x86_64-unknown-linux-gnu/payload/nestling-payload $(ASSETS)/bin/
 	$(call say,'guests on VT-x')
-	NESTLING_NODE_MODULES=$${NESTLING_NODE_MODULES-vhost_net:vhost_vsock} \
+	NESTLING_NODE_MODULES=$${NESTLING_NODE_MODULES-vhost_net:vhost_vsock:loop} \
 	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(NODE) runner" NESTLING_PAYLOAD=$(ASSETS)/bin/nestling-payload \
 	cargo test --profile quick --features guest-tests --test guest --test payload -- \
 	  --test-threads=1 --nocapture --skip a_guest_that_never_exits_is_stopped

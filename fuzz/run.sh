@@ -32,10 +32,13 @@ for target in "${targets[@]}"; do
 	mkdir -p "fuzz/corpus/$target"
 	seeds=()
 	[[ ! -d fuzz/seeds/$target ]] || seeds=("fuzz/seeds/$target")
+	dictionary=()
+	[[ ! -f fuzz/dictionaries/$target.dict ]] || dictionary=("-dict=fuzz/dictionaries/$target.dict")
 	log=$(mktemp)
 	printf '==> %s, %d s: ' "$target" "$seconds"
 	code=0
 	cargo fuzz run --fuzz-dir fuzz "$target" "fuzz/corpus/$target" "${seeds[@]}" -- \
+		"${dictionary[@]}" \
 		-max_total_time="$seconds" -max_len=4096 -timeout=20 -rss_limit_mb=2048 -print_final_stats=1 >"$log" 2>&1 || code=$?
 	if [[ $code -eq 0 ]]; then
 		edges=$(grep -o 'cov: [0-9]*' "$log" | tail -n 1 | cut -d' ' -f2)

@@ -35,6 +35,13 @@ count_linux_boots() {
     "$out/quick/nestling-node" runner "$bench" linux --nestling "$nestling" --stock "$stock" --own "$own"
 }
 
+# The vsock device between a driver in memory and true sockets; a test, for it needs the driver that the tests have.
+measure_vsock() {
+  cargo test --quiet --profile quick --lib vsock::tests::speed -- --ignored --nocapture | grep '^|'
+}
+
 compare_with_qemu
+echo
+measure_vsock
 echo
 count_linux_boots

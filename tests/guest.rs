@@ -28,12 +28,20 @@ mod endings;
 mod exits;
 #[path = "guest/memory.rs"]
 mod memory;
+#[path = "guest/net.rs"]
+mod net;
 #[path = "guest/platform.rs"]
 mod platform;
 #[path = "guest/resize.rs"]
 mod resize;
+#[path = "guest/share.rs"]
+mod share;
 #[path = "guest/storage.rs"]
 mod storage;
+#[path = "guest/vhost.rs"]
+mod vhost;
+#[path = "guest/vsock.rs"]
+mod vsock;
 
 /// What every other test stands on: these guests run on true VT-x.
 #[test]

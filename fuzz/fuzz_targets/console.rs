@@ -18,7 +18,8 @@ static CONSOLE: LazyLock<(Arc<dyn VirtioDevice>, Mutex<File>)> = LazyLock::new(|
     let hub = ConsoleHub::new(screen.into(), 4096).expect("a console");
     let console = Console::new(Arc::new(hub), ConsoleInput::new(input.into()));
     let keyboard: std::os::fd::OwnedFd = keyboard.into();
-    nix::fcntl::fcntl(&keyboard, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK)).expect("fcntl");
+    nix::fcntl::fcntl(&keyboard, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))
+        .expect("fcntl");
     (Arc::new(console), Mutex::new(keyboard.into()))
 });
 

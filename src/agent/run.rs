@@ -208,7 +208,7 @@ impl<M: Vm> Running<M> {
         match operation {
             Operation::Pause => self.life.step(LifeEvent::Paused),
             Operation::Resume => self.life.step(LifeEvent::Resumed),
-            Operation::SetMemory { .. } | Operation::ResizeDisk { .. } => {}
+            Operation::SetMemory { .. } | Operation::SetLink { .. } | Operation::ResizeDisk { .. } => {}
         }
     }
 

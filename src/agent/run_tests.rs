@@ -48,6 +48,7 @@ impl Vm for Scripted {
             Operation::Resume => Err(Refusal::Failed("it sleeps on".to_owned())),
             Operation::SetMemory { target_bytes: 0 } => Err(Refusal::Bad("that is too little".to_owned())),
             Operation::SetMemory { .. } => Ok(()),
+            Operation::SetLink { interface, .. } => Err(Refusal::Bad(format!("no interface {interface}"))),
             Operation::ResizeDisk { disk, size_bytes } => match (disk.as_str(), size_bytes) {
                 ("vda", Some(0x5_0000_0000)) | ("0", None) => Ok(()),
                 _ => Err(Refusal::Bad(format!("not {size_bytes:?} for {disk}"))),
@@ -76,6 +77,9 @@ fn plan(dir: &Path) -> RunPlan {
         cmdline: CmdlinePlan::Append(String::new()),
         disks: Vec::new(),
         ports: Vec::new(),
+        shares: Vec::new(),
+        vsock: None,
+        nets: Vec::new(),
         console: ConsoleKind::Virtio,
         watchdog: true,
     };

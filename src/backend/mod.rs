@@ -1,5 +1,10 @@
-//! The host side of a device: disk files, console sinks and sources. No virtqueue, no KVM.
+//! The host side of a device: disk files, taps, console sinks and sources, Unix sockets. No virtqueue, no KVM.
 
 pub mod console;
 pub mod disk;
+#[cfg(test)]
+pub(crate) mod netns;
 pub mod port;
+pub mod tap;
+pub mod virtiofsd;
+pub mod vsock;

@@ -143,12 +143,12 @@ impl PortSocket {
     /// Does what can be done without the guest: lets the next client in, writes what waits for the client, and notices that
     /// a client has gone without leaving anything.
     pub fn advance(&mut self) {
-        if self.client.is_none() && self.accepting {
-            if let Ok((stream, _)) = self.listener.accept()
-                && stream.set_nonblocking(true).is_ok()
-            {
-                self.client = Some(Client { stream, output: VecDeque::new(), deaf: false, watched: None });
-            }
+        if self.client.is_none()
+            && self.accepting
+            && let Ok((stream, _)) = self.listener.accept()
+            && stream.set_nonblocking(true).is_ok()
+        {
+            self.client = Some(Client { stream, output: VecDeque::new(), deaf: false, watched: None });
         }
         if let Some(client) = &mut self.client {
             client.flush();

@@ -66,7 +66,7 @@ enum Ended {
     /// The key was pressed.
     Detached,
     /// The console's end came.
-    ConsoleEnded,
+    WithTheVm,
     /// Nobody reads our stdout any more.
     NobodyReads,
     Signal(Exit),
@@ -79,7 +79,7 @@ pub(super) fn run(args: &AttachArgs) -> Exit {
     terminal::restore();
     let (sentence, exit) = match ended {
         Ok(Ended::Detached) => ("detached; the VM goes on".to_owned(), Exit::Success),
-        Ok(Ended::ConsoleEnded) => ("the VM has ended".to_owned(), Exit::Success),
+        Ok(Ended::WithTheVm) => ("the VM has ended".to_owned(), Exit::Success),
         Ok(Ended::NobodyReads) => return Exit::Success,
         Ok(Ended::Signal(exit)) => ("detached by a signal; the VM goes on".to_owned(), exit),
         Err(error) => (chain(&error), Exit::NoInstance),
@@ -212,7 +212,7 @@ async fn show(mut from_vm: impl AsyncRead + Unpin) -> Ended {
     }
     drop(pieces);
     match all_shown.await {
-        Ok(()) => Ended::ConsoleEnded,
+        Ok(()) => Ended::WithTheVm,
         Err(_) => Ended::NobodyReads,
     }
 }

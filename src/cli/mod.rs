@@ -3,6 +3,7 @@
 mod attach;
 mod disk;
 mod events;
+mod link;
 mod log;
 mod logs;
 mod memory;
@@ -48,6 +49,7 @@ enum Command {
     Attach(attach::AttachArgs),
     Stop(stop::StopArgs),
     Pause(pause::PauseArgs),
+    Link(link::LinkArgs),
     Resume(pause::ResumeArgs),
     Memory(memory::MemoryArgs),
     Disk(disk::DiskArgs),
@@ -98,6 +100,7 @@ impl Command {
             Self::Attach(args) => attach::run(args).code(),
             Self::Stop(args) => stop::run(args).code(),
             Self::Pause(args) => pause::pause(args).code(),
+            Self::Link(args) => link::run(args).code(),
             Self::Resume(args) => pause::resume(args).code(),
             Self::Memory(args) => memory::run(args).code(),
             Self::Disk(args) => disk::run(args).code(),

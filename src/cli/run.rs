@@ -11,8 +11,11 @@ use crate::agent::exit::Exit;
 use crate::spec::config::{Config, Given};
 use crate::spec::disk::DiskConfig;
 use crate::spec::error::SpecError;
+use crate::spec::net::NetConfig;
 use crate::spec::plan::RunPlan;
 use crate::spec::port::PortConfig;
+use crate::spec::share::ShareConfig;
+use crate::spec::vsock::VsockConfig;
 use crate::spec::yaml;
 use crate::status::clock::Clock;
 use crate::status::model::EndReason;
@@ -84,6 +87,21 @@ pub(super) struct RunArgs {
     /// as a Unix socket for one client at a time
     #[arg(long, value_name = "PORT")]
     port: Vec<String>,
+    /// A directory of the host for the guest, repeatable: `tag=T,dir=D`, then `,readonly=true` and
+    /// `,cache=auto|never|always` if wanted; or `tag=T,socket=S` of a virtiofsd you run. In the guest:
+    /// `mount -t virtiofs T /mnt`
+    #[arg(long, value_name = "SHARE")]
+    share: Vec<String>,
+    /// Streams between programs of the guest and of the host: `cid=N,path=FILE`. The host's connect to the Unix socket FILE
+    /// and say `CONNECT <port>`; the guest reaches FILE_<port> as port <port> of cid 2. Or `cid=N,vhost=true`: the node's
+    /// own AF_VSOCK, through /dev/vhost-vsock [default: cid=3]
+    #[arg(long, value_name = "VSOCK")]
+    vsock: Option<String>,
+
+    /// A network interface, repeatable; the first is the guest's eth0. `tap=NAME`, or `tap` for a new one; then
+    /// `,mac=…`, `,mtu=N`, `,queues=N`, `,fd=N` and `,rx-bytes-per-second=SIZE` (also rx-packets, tx-…) if wanted
+    #[arg(long, value_name = "NET")]
+    net: Vec<String>,
 
     /// The guest's console: virtio (hvc0) or serial (ttyS0) [default: virtio]
     #[arg(long, value_name = "KIND")]
@@ -157,6 +175,9 @@ impl RunArgs {
             memory: given("--memory", self.memory.as_ref()),
             disk: self.disk.iter().map(|text| disk(text)).collect::<Result<_, _>>()?,
             port: self.port.iter().map(|text| port(text)).collect::<Result<_, _>>()?,
+            share: self.share.iter().map(|text| share(text)).collect::<Result<_, _>>()?,
+            vsock: self.vsock.as_deref().map(vsock).transpose()?,
+            net: self.net.iter().map(|text| net(text)).collect::<Result<_, _>>()?,
             console: given("--console", self.console.as_ref()),
             watchdog: given("--watchdog", self.watchdog.as_ref()),
             balloon: given("--balloon", self.balloon.as_ref()),
@@ -182,4 +203,19 @@ fn disk(text: &str) -> Result<Given<DiskConfig>, SpecError> {
 fn port(text: &str) -> Result<Given<PortConfig>, SpecError> {
     let port = PortConfig::parse(text).map_err(|problem| Given::by_flag("--port", ()).refuse(problem))?;
     Ok(Given::by_flag("--port", port))
+}
+
+fn share(text: &str) -> Result<Given<ShareConfig>, SpecError> {
+    let share = ShareConfig::parse(text).map_err(|problem| Given::by_flag("--share", ()).refuse(problem))?;
+    Ok(Given::by_flag("--share", share))
+}
+
+fn vsock(text: &str) -> Result<Given<VsockConfig>, SpecError> {
+    let vsock = VsockConfig::parse(text).map_err(|problem| Given::by_flag("--vsock", ()).refuse(problem))?;
+    Ok(Given::by_flag("--vsock", vsock))
+}
+
+fn net(text: &str) -> Result<Given<NetConfig>, SpecError> {
+    let net = NetConfig::parse(text).map_err(|problem| Given::by_flag("--net", ()).refuse(problem))?;
+    Ok(Given::by_flag("--net", net))
 }

@@ -9,6 +9,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use vmm_sys_util::timerfd::TimerFd;
@@ -81,11 +82,39 @@ pub enum Admission {
     Wait,
 }
 
+/// The buckets of one limit.
+#[derive(Debug)]
+struct Buckets {
+    bytes: Option<Bucket>,
+    operations: Option<Bucket>,
+}
+
+impl Buckets {
+    fn wait_at(&mut self, now: Instant) -> Duration {
+        let buckets = self.bytes.iter_mut().chain(&mut self.operations);
+        buckets
+            .map(|bucket| {
+                bucket.fill(now);
+                bucket.wait()
+            })
+            .max()
+            .unwrap_or(Duration::ZERO)
+    }
+
+    fn take(&mut self, bytes: u64) {
+        if let Some(bucket) = &mut self.bytes {
+            bucket.take(bytes);
+        }
+        if let Some(bucket) = &mut self.operations {
+            bucket.take(1);
+        }
+    }
+}
+
 /// A limit on bytes and operations per second, and the timer that ends a wait.
 #[derive(Debug)]
 pub struct RateLimit {
-    bytes: Option<Bucket>,
-    operations: Option<Bucket>,
+    buckets: Arc<Mutex<Buckets>>,
     timer: TimerFd,
     waits: u64,
 }
@@ -101,41 +130,57 @@ impl RateLimit {
         }
         let now = Instant::now();
         let bucket = |rate: Option<Rate>| rate.map(|rate| Bucket::new(rate, now));
+        let buckets = Buckets { bytes: bucket(bytes), operations: bucket(operations) };
         let timer = TimerFd::new().map_err(io::Error::from)?;
-        Ok(Some(Self { bytes: bucket(bytes), operations: bucket(operations), timer, waits: 0 }))
+        Ok(Some(Self { buckets: Arc::new(Mutex::new(buckets)), timer, waits: 0 }))
+    }
+
+    /// The same limit for another worker, with a timer of its own: together they move no more than one.
+    ///
+    /// # Errors
+    /// When the kernel has no timer for it.
+    pub fn share(&self) -> io::Result<Self> {
+        let timer = TimerFd::new().map_err(io::Error::from)?;
+        Ok(Self { buckets: Arc::clone(&self.buckets), timer, waits: 0 })
+    }
+
+    fn buckets(&self) -> MutexGuard<'_, Buckets> {
+        self.buckets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Asks for one operation of `bytes` bytes. After [`Admission::Wait`] the timer's descriptor is readable when it is
     /// worth asking again.
     pub fn admit(&mut self, bytes: u64) -> Admission {
-        let now = Instant::now();
-        let wait = self.wait_at(now);
+        self.ask(Some(bytes))
+    }
+
+    /// As [`RateLimit::admit`], for an operation whose size is not known before it is done; then it is paid for by
+    /// [`RateLimit::spend`].
+    pub fn ready(&mut self) -> Admission {
+        self.ask(None)
+    }
+
+    /// Pays for one operation of `bytes` bytes.
+    pub fn spend(&mut self, bytes: u64) {
+        self.buckets().take(bytes);
+    }
+
+    fn ask(&mut self, bytes: Option<u64>) -> Admission {
+        let mut buckets = self.buckets();
+        let wait = buckets.wait_at(Instant::now());
         if wait.is_zero() {
-            if let Some(bucket) = &mut self.bytes {
-                bucket.take(bytes);
-            }
-            if let Some(bucket) = &mut self.operations {
-                bucket.take(1);
+            if let Some(bytes) = bytes {
+                buckets.take(bytes);
             }
             return Admission::Now;
         }
+        drop(buckets);
         self.waits = self.waits.saturating_add(1);
         if self.timer.reset(wait, None).is_err() {
             // Without a timer the device would wait for ever.
             return Admission::Now;
         }
         Admission::Wait
-    }
-
-    fn wait_at(&mut self, now: Instant) -> Duration {
-        let buckets = self.bytes.iter_mut().chain(&mut self.operations);
-        buckets
-            .map(|bucket| {
-                bucket.fill(now);
-                bucket.wait()
-            })
-            .max()
-            .unwrap_or(Duration::ZERO)
     }
 
     /// The timer's descriptor: a host source of the handler that asks.
@@ -147,7 +192,7 @@ impl RateLimit {
     /// Takes the timer's expiry, so that the descriptor is quiet again. Never waits.
     pub fn settle(&mut self) {
         // A timer that has not expired is set to expire later: reading it would wait.
-        if self.timer.is_armed().unwrap_or(false) && !self.wait_at(Instant::now()).is_zero() {
+        if self.timer.is_armed().unwrap_or(false) && !self.buckets().wait_at(Instant::now()).is_zero() {
             return;
         }
         let _ = self.timer.reset(Duration::ZERO, None);
@@ -220,6 +265,16 @@ mod tests {
         assert_eq!(unsafe { libc::poll(&raw mut poll, 1, 0) }, 0, "settled");
         assert_eq!(limit.admit(0), Admission::Now);
         assert_eq!(limit.waits(), 1);
+    }
+
+    #[test]
+    fn workers_that_share_a_limit_share_its_debt() {
+        let mut first = RateLimit::new(Some(Rate { per_second: 1, burst: 1 }), None).unwrap().unwrap();
+        let mut second = first.share().unwrap();
+        assert_eq!((first.ready(), second.ready()), (Admission::Now, Admission::Now), "asking costs nothing");
+        first.spend(1000);
+        assert_eq!((first.ready(), second.admit(1)), (Admission::Wait, Admission::Wait));
+        assert_ne!(first.fd(), second.fd());
     }
 
     #[test]

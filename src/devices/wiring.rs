@@ -27,6 +27,18 @@ pub trait Wiring: Send + Sync + Debug {
     /// The kernel's own.
     fn new_msi(&self) -> io::Result<(Gsi, EventFd)>;
 
+    /// Takes the interrupt off its eventfd: what is written from now on stays in the eventfd's counter.
+    ///
+    /// # Errors
+    /// The kernel's own.
+    fn detach_msi(&self, gsi: Gsi, event: &EventFd) -> io::Result<()>;
+
+    /// Undoes [`Wiring::detach_msi`].
+    ///
+    /// # Errors
+    /// The kernel's own.
+    fn attach_msi(&self, gsi: Gsi, event: &EventFd) -> io::Result<()>;
+
     /// Sets (or with `None` clears) where each of these interrupts goes. One call, one table update.
     ///
     /// # Errors
@@ -71,6 +83,7 @@ pub mod mock {
     struct Seen {
         interrupts: Vec<EventFd>,
         route_updates: usize,
+        detached: Vec<Gsi>,
         /// Address and descriptor.
         doorbells: Vec<(u64, RawFd)>,
         readable: Vec<(u32, u64)>,
@@ -90,6 +103,11 @@ pub mod mock {
         /// How often the interrupt was raised since the last call.
         pub fn raised(&self, gsi: Gsi) -> u64 {
             self.seen().interrupts[gsi as usize].read().unwrap_or(0)
+        }
+
+        /// The interrupts that are off their eventfds.
+        pub fn detached(&self) -> Vec<Gsi> {
+            self.seen().detached.clone()
         }
 
         /// What is written when the interrupt is raised, for who waits for it.
@@ -124,6 +142,20 @@ pub mod mock {
             let mut seen = self.seen();
             seen.interrupts.push(event.try_clone()?);
             Ok((seen.interrupts.len() as Gsi - 1, event))
+        }
+
+        fn detach_msi(&self, gsi: Gsi, _event: &EventFd) -> io::Result<()> {
+            let mut seen = self.seen();
+            assert!(!seen.detached.contains(&gsi), "KVM refuses this too");
+            seen.detached.push(gsi);
+            Ok(())
+        }
+
+        fn attach_msi(&self, gsi: Gsi, _event: &EventFd) -> io::Result<()> {
+            let mut seen = self.seen();
+            assert!(seen.detached.contains(&gsi), "KVM refuses this too");
+            seen.detached.retain(|&other| other != gsi);
+            Ok(())
         }
 
         fn route_msi(&self, _routes: &[(Gsi, Option<MsiMessage>)]) -> io::Result<()> {

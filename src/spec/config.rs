@@ -6,7 +6,10 @@ use std::sync::Arc;
 
 use super::disk::DiskConfig;
 use super::error::{Problem, SpecError};
+use super::net::NetConfig;
 use super::port::PortConfig;
+use super::share::ShareConfig;
+use super::vsock::VsockConfig;
 
 /// The socket a VM listens on when nothing else is said.
 pub const DEFAULT_SOCKET: &str = "/run/nestling/nestling.sock";
@@ -91,6 +94,12 @@ pub struct Config {
     pub disk: Vec<Given<DiskConfig>>,
     /// `port`: named character ports, in order.
     pub port: Vec<Given<PortConfig>>,
+    /// `share`: directories of the host.
+    pub share: Vec<Given<ShareConfig>>,
+    /// `vsock`: streams to programs of the host.
+    pub vsock: Option<Given<VsockConfig>>,
+    /// `net`: network interfaces, in order.
+    pub net: Vec<Given<NetConfig>>,
     /// `console`: `virtio` or `serial`.
     pub console: Option<Given<String>>,
     /// `watchdog`: `on` or `off`.
@@ -112,7 +121,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// This config with everything that `over` says put in its place. Disks and ports are replaced as a whole, and one kind of
+    /// This config with everything that `over` says put in its place. Disks, interfaces and ports are replaced as a whole, and one kind of
     /// command line replaces the other.
     #[must_use]
     pub fn overridden_by(self, over: Self) -> Self {
@@ -132,6 +141,9 @@ impl Config {
             memory: over.memory.or(self.memory),
             disk: if over.disk.is_empty() { self.disk } else { over.disk },
             port: if over.port.is_empty() { self.port } else { over.port },
+            share: if over.share.is_empty() { self.share } else { over.share },
+            vsock: over.vsock.or(self.vsock),
+            net: if over.net.is_empty() { self.net } else { over.net },
             console: over.console.or(self.console),
             watchdog: over.watchdog.or(self.watchdog),
             balloon: over.balloon.or(self.balloon),

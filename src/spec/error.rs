@@ -206,6 +206,57 @@ pub enum Problem {
         /// What is wrong.
         reason: String,
     },
+    /// A share description that cannot be used.
+    #[error("a share cannot be this way: {reason}; write for example tag=data,dir=/srv/data")]
+    Share {
+        /// What is wrong.
+        reason: String,
+    },
+    /// A vsock description that cannot be read.
+    #[error("`{text}` does not describe a vsock device: {reason}, as in cid=3,path=/run/nestling/vm.vsock")]
+    Vsock {
+        /// What was written.
+        text: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A number that a vsock device cannot have.
+    #[error("`{text}` is not {what}: write {least} to {most}")]
+    VsockNumber {
+        /// What was written.
+        text: String,
+        /// What it should be.
+        what: &'static str,
+        /// The least that may be written.
+        least: u32,
+        /// The most.
+        most: u32,
+    },
+    /// A vsock path that leaves no room for a port behind it.
+    #[error(
+        "the vsock path {} has {length} bytes, and at most 96 leave room for `_<port>` behind it: choose a shorter one",
+        path.display()
+    )]
+    VsockPathTooLong {
+        /// The path.
+        path: PathBuf,
+        /// Its length.
+        length: usize,
+    },
+    /// A description of a network interface that cannot be read.
+    #[error("`{text}` does not describe a network interface: {reason}, as in tap=tap0,mac=02:00:00:00:00:01")]
+    Net {
+        /// What was written.
+        text: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A network interface that cannot be had.
+    #[error("the network interface cannot be had: {reason}")]
+    NetValue {
+        /// What is wrong, and its mend.
+        reason: String,
+    },
     /// A disk without a single sector.
     #[error("the disk {} has {bytes} bytes and no whole sector: make it larger, for example `truncate -s 1G {}`", path.display(), path.display())]
     DiskEmpty {

@@ -50,6 +50,15 @@ pub(super) fn check_disk<T>(given: &Given<T>, path: &Path, readonly: bool) -> Re
     Ok(())
 }
 
+/// Checks that a directory can be listed.
+pub(super) fn check_directory<T>(given: &Given<T>, path: &Path) -> Result<(), SpecError> {
+    let (_, metadata) = open(given, path, "shared directory", false)?;
+    if metadata.is_dir() {
+        return Ok(());
+    }
+    Err(wrong_kind(given, path, "shared directory", kind_in_words(&metadata), "a directory"))
+}
+
 /// Checks that the status file's directory is there and that no directory is in its place.
 pub(super) fn check_status_file(given: &Given<PathBuf>) -> Result<(), SpecError> {
     let path = &given.value;

@@ -11,11 +11,14 @@ mod console;
 pub mod disk;
 pub mod error;
 mod files;
+pub mod net;
 mod options;
 pub mod port;
 mod resolve;
 mod rng;
+pub mod share;
 pub mod size;
+pub mod vsock;
 pub mod yaml;
 
 pub mod plan;

@@ -45,6 +45,12 @@ pub struct MachinePlan {
     pub disks: Vec<DiskPlan>,
     /// Named character ports.
     pub ports: Vec<PortPlan>,
+    /// Shared directories.
+    pub shares: Vec<SharePlan>,
+    /// Streams between programs of the guest and of the host, if any.
+    pub vsock: Option<VsockPlan>,
+    /// Network interfaces in the order they were written: the first is the guest's `eth0`.
+    pub nets: Vec<NetPlan>,
     /// Which console the guest gets.
     pub console: ConsoleKind,
     /// Whether the guest gets a watchdog, whose expiry ends the machine.
@@ -210,6 +216,123 @@ pub struct PortPlan {
     pub name: String,
     /// The Unix socket on the host, at most 107 bytes.
     pub path: PathBuf,
+}
+
+/// One virtio-fs device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SharePlan {
+    /// What the guest mounts it by, 1 to 36 bytes.
+    pub tag: String,
+    /// Who serves it.
+    pub server: ShareServer,
+}
+
+/// Who serves a share.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ShareServer {
+    /// A virtiofsd that Nestling starts.
+    Directory {
+        /// The host's directory.
+        path: PathBuf,
+        /// The guest may not write.
+        readonly: bool,
+        /// What the guest's kernel may keep.
+        cache: ShareCache,
+    },
+    /// A virtiofsd that the user runs: its socket.
+    Socket(PathBuf),
+}
+
+/// What the guest's kernel may keep of a share's files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ShareCache {
+    /// For a second: others on the host may change files.
+    Auto,
+    /// Nothing but what is mapped.
+    Never,
+    /// Everything, for ever.
+    Always,
+}
+
+impl MachinePlan {
+    /// Whether guest RAM has to be memory that another process can map.
+    #[must_use]
+    pub fn needs_shared_memory(&self) -> bool {
+        !self.shares.is_empty()
+    }
+}
+
+/// The virtio-vsock device.
+#[derive(Debug, Clone)]
+pub struct VsockPlan {
+    /// The guest's address, 3 to 2^32 - 2.
+    pub cid: u32,
+    /// What is at the other end.
+    pub host: VsockHost,
+}
+
+/// What a guest's vsock leads to.
+#[derive(Debug, Clone)]
+pub enum VsockHost {
+    /// Unix sockets.
+    Sockets {
+        /// The one the host's programs connect to, at most 96 bytes; those the guest reaches are at `<path>_<port>`.
+        path: PathBuf,
+        /// The most connections at the same time.
+        connections: u32,
+    },
+    /// The node's own AF_VSOCK, through `/dev/vhost-vsock`.
+    Kernel,
+}
+
+/// One virtio-net device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetPlan {
+    /// The host's end.
+    pub tap: TapPlan,
+    /// The guest's address: of one machine, not a group.
+    pub mac: [u8; 6],
+    /// The MTU to set; `None` takes the tap's.
+    pub mtu: Option<u16>,
+    /// Queue pairs, 1 to 32.
+    pub queues: u16,
+    /// What the guest may receive.
+    pub receive: DirectionPlan,
+    /// What it may transmit.
+    pub transmit: DirectionPlan,
+    /// Who moves the frames.
+    pub vhost: VhostPlan,
+}
+
+/// Whether the kernel moves an interface's frames (vhost-net).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VhostPlan {
+    /// If it can.
+    Auto,
+    /// It has to.
+    On,
+    /// It does not.
+    Off,
+}
+
+/// Which tap an interface is connected to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TapPlan {
+    /// A new one.
+    New,
+    /// The one of this name, which is made if it is not there.
+    Named(String),
+    /// An inherited descriptor.
+    Descriptor(i32),
+}
+
+/// How much may pass in one direction.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DirectionPlan {
+    /// Bytes of frames.
+    pub bytes: Option<RateLimit>,
+    /// Frames.
+    pub packets: Option<RateLimit>,
 }
 
 /// The guest's console device.

@@ -7,9 +7,10 @@ use super::config::{Config, DEFAULT_SOCKET, Given, Origin, choose};
 use super::disk::disk_plan;
 use super::error::{Problem, SpecError};
 use super::files::{check_image, check_status_file};
-use super::plan::{AllowBackend, BalloonPlan, CmdlinePlan, ConsoleKind, MachinePlan, RunPlan};
+use super::net::net_plan;
+use super::plan::{AllowBackend, BalloonPlan, CmdlinePlan, ConsoleKind, MachinePlan, NetPlan, RunPlan};
 use super::size::parse_size;
-use super::{balloon, console, port, rng};
+use super::{balloon, console, port, rng, share, vsock};
 
 /// The most vCPUs a machine has.
 const MAX_CPUS: u8 = 32;
@@ -39,6 +40,9 @@ impl Config {
             cmdline: self.cmdline_plan()?,
             disks: self.disk.iter().map(disk_plan).collect::<Result<_, _>>()?,
             ports: port::plan(&self.port)?,
+            shares: share::plans(&self.share)?,
+            vsock: self.vsock.as_ref().map(vsock::plan).transpose()?,
+            nets: self.nets()?,
             console: self.console_kind()?,
             watchdog: self.has_watchdog()?,
             balloon: read(self.balloon.as_ref(), balloon::parse)?.unwrap_or(Some(BalloonPlan::default())),
@@ -107,6 +111,10 @@ impl Config {
         }
         let command = to_cmdline(&given.value).map_err(|problem| given.refuse(problem))?;
         Ok(format!("{cmdline} {command}").trim_start().to_owned())
+    }
+
+    fn nets(&self) -> Result<Vec<NetPlan>, SpecError> {
+        self.net.iter().enumerate().map(|(index, given)| net_plan(given, index)).collect()
     }
 
     fn console_kind(&self) -> Result<ConsoleKind, SpecError> {

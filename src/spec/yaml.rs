@@ -12,7 +12,10 @@ use super::config::{Config, Given, Origin};
 use super::disk::{self, DiskConfig, PartitionConfig};
 use super::error::SpecError;
 use super::files::in_words;
+use super::net::{self, NetConfig};
 use super::port::{self, PortConfig};
+use super::share::{self, ShareConfig};
+use super::vsock::{self, VsockConfig};
 
 /// A spec is a page of text; a larger file is something else that was named by mistake.
 const MAX_BYTES: u64 = 1 << 20;
@@ -28,6 +31,9 @@ const KEYS: &[&str] = &[
     "memory",
     "disk",
     "port",
+    "share",
+    "vsock",
+    "net",
     "console",
     "watchdog",
     "balloon",
@@ -54,6 +60,10 @@ struct Document {
     disk: Option<Vec<Spanned<DiskEntry>>>,
     #[serde(alias = "ports")]
     port: Option<Vec<Spanned<PortEntry>>>,
+    #[serde(alias = "shares")]
+    share: Option<Vec<Spanned<ShareConfig>>>,
+    vsock: Option<Spanned<VsockConfig>>,
+    net: Option<Vec<Spanned<NetConfig>>>,
     console: Option<Spanned<String>>,
     watchdog: Option<Spanned<String>>,
     balloon: Option<Spanned<String>>,
@@ -153,6 +163,9 @@ impl Document {
             memory: text(self.memory),
             disk: self.disk.unwrap_or_default().into_iter().map(|disk| disk_config(disk, &file)).collect(),
             port: self.port.unwrap_or_default().into_iter().map(|port| port_config(port, &file)).collect(),
+            share: self.share.unwrap_or_default().into_iter().map(|share| place(share, &file)).collect(),
+            vsock: self.vsock.map(|vsock| place(vsock, &file)),
+            net: self.net.unwrap_or_default().into_iter().map(|net| place(net, &file)).collect(),
             console: text(self.console),
             watchdog: text(self.watchdog),
             balloon: text(self.balloon),
@@ -210,7 +223,10 @@ fn refuse(file: &Path, error: &YamlError) -> SpecError {
             let keys: &[&str] = match () {
                 () if has("kernel") => KEYS,
                 () if has("label") => &disk::PARTITION_KEYS,
+                () if has("mac") => &net::KEYS,
                 () if has("name") => &port::KEYS,
+                () if has("cid") => &vsock::KEYS,
+                () if has("tag") => &share::KEYS,
                 () => &disk::KEYS,
             };
             unknown_key(field, keys)

@@ -42,6 +42,16 @@ fn a_disk_s_keys_are_read_as_the_flag_s_are() {
 }
 
 #[test]
+fn interfaces_are_a_list_with_their_places() {
+    let text = "net:\n  - mode: tap\n    queues: 2\n    rx-bytes-per-second: 10M\n  - tap: t1\n";
+    let config = parse(text, Path::new("vm.yaml")).expect("parses");
+    let [first, second] = config.net.as_slice() else { panic!("two: {:?}", config.net) };
+    assert_eq!((first.value.queues.as_deref(), first.origin.to_string()), (Some("2"), "vm.yaml:2:5".into()));
+    assert_eq!(first.value.rx_bytes_per_second.as_deref(), Some("10M"));
+    assert_eq!(second.value.tap.as_deref(), Some("t1"));
+}
+
+#[test]
 fn an_empty_spec_says_nothing() {
     for text in ["", "# only a comment\n", "kernel:\ncpus: ~\n"] {
         assert_eq!(parse(text, Path::new("vm.yaml")).expect("parses"), Config::default(), "{text}");
@@ -50,7 +60,7 @@ fn an_empty_spec_says_nothing() {
 
 #[test]
 fn every_key_of_the_list_is_a_key_of_the_file() {
-    for key in KEYS.iter().copied().filter(|key| !["disk", "port"].contains(key)) {
+    for key in KEYS.iter().copied().filter(|key| !["disk", "net", "port", "share", "vsock"].contains(key)) {
         let value = if key == "command" { "[x]" } else { "x" };
         assert_ne!(
             parse(&format!("{key}: {value}\n"), Path::new("f")).expect(key),
@@ -75,6 +85,7 @@ fn bad_yaml_is_refused_with_line_and_column() {
             "vm.yaml:3:7: there is no key `labl`: did you mean `label`?",
         ),
         ("disk:\n  - partitions:\n    - label: a\n", "vm.yaml:3:7: missing field `path`"),
+        ("net:\n  - tap: t0\n    mak: 1\n", "vm.yaml:3:5: there is no key `mak`: did you mean `mac`?"),
         ("disk: /a\n", "vm.yaml:1:7: a list is expected here"),
         ("kernel:\n  - a\n", "vm.yaml:2:3: a single value is expected here"),
         ("kernel: a\nkernel: b\n", "vm.yaml:2:1: duplicate mapping key `kernel`"),

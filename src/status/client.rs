@@ -94,6 +94,15 @@ impl<'a> Client<'a> {
         self.ask(Method::POST, "/v1/pause").await.map(|_| ())
     }
 
+    /// Plugs the cable of network interface number `interface` in or out.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn set_link(&self, interface: usize, up: bool) -> Result<(), ClientError> {
+        let end = if up { "up" } else { "down" };
+        self.ask(Method::POST, &format!("/v1/net/{interface}/{end}")).await.map(|_| ())
+    }
+
     /// Has them go on.
     ///
     /// # Errors

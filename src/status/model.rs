@@ -121,6 +121,12 @@ pub struct VcpuFacts {
 pub struct MemoryFacts {
     /// Configured guest RAM.
     pub size_bytes: u64,
+    /// `anonymous`, `memfd` or `hugetlb memfd`: the latter two when another process serves a device.
+    #[serde(default)]
+    pub backing: String,
+    /// What that backing costs and what mends it, when it has no huge pages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backing_cost: Option<String>,
     /// Guest RAM touched so far.
     pub resident_bytes: u64,
     /// The part of it that is backed by huge pages.

@@ -16,6 +16,13 @@ pub enum Operation {
         /// Bytes the guest keeps.
         target_bytes: u64,
     },
+    /// The cable of a network interface is plugged in or out.
+    SetLink {
+        /// Which interface, in the order of the spec, from 0.
+        interface: usize,
+        /// Plugged in.
+        up: bool,
+    },
     /// A disk is made larger, or has become so.
     ResizeDisk {
         /// Which one: its serial number, its name in the guest (`vda`), or its place in the spec, from 0.
@@ -33,12 +40,13 @@ impl Operation {
             (Self::Pause, State::Running | State::Paused)
             | (Self::Resume, State::Running | State::Paused)
             | (
-                Self::SetMemory { .. } | Self::ResizeDisk { .. },
+                Self::SetMemory { .. } | Self::SetLink { .. } | Self::ResizeDisk { .. },
                 State::Booting | State::Running | State::Paused,
             ) => None,
-            (Self::SetMemory { .. } | Self::ResizeDisk { .. }, State::Preflight | State::Creating) => {
-                Some("the machine is not there yet")
-            }
+            (
+                Self::SetMemory { .. } | Self::SetLink { .. } | Self::ResizeDisk { .. },
+                State::Preflight | State::Creating,
+            ) => Some("the machine is not there yet"),
             (Self::Pause | Self::Resume, State::Preflight | State::Creating | State::Booting) => {
                 Some("the guest's kernel has not come up yet")
             }
@@ -74,6 +82,15 @@ pub struct Asked {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cable_is_plugged_while_there_is_a_machine() {
+        for state in State::ALL {
+            let expected = matches!(state, State::Booting | State::Running | State::Paused);
+            let denied = Operation::SetLink { interface: 0, up: false }.denied_in(state);
+            assert_eq!(denied.is_none(), expected, "{state:?}");
+        }
+    }
 
     #[test]
     fn only_a_guest_that_came_up_and_has_not_ended_is_paused_or_resumed() {

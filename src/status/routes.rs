@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::rejection::{BytesRejection, QueryRejection};
-use axum::extract::{DefaultBodyLimit, Query, State as Shared};
+use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
+use axum::extract::{DefaultBodyLimit, Path, Query, State as Shared};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::map_response;
 use axum::response::{IntoResponse, Response};
@@ -95,6 +95,8 @@ pub(super) fn router(publisher: Arc<Publisher>, requests: Requests, console: Rou
         .route("/v1/pause", post(|api| ask_for(api, Operation::Pause)))
         .route("/v1/resume", post(|api| ask_for(api, Operation::Resume)))
         .route("/v1/memory", post(set_memory).layer(DefaultBodyLimit::max(MAX_BODY)))
+        .route("/v1/net/{interface}/up", post(|api, interface| set_link(api, interface, true)))
+        .route("/v1/net/{interface}/down", post(|api, interface| set_link(api, interface, false)))
         .route("/v1/disks/resize", post(resize_disk).layer(DefaultBodyLimit::max(MAX_BODY)))
         .route("/metrics", get(openmetrics))
         .fallback(|| async { refusal(StatusCode::NOT_FOUND, "there is nothing at this path") })
@@ -158,6 +160,14 @@ async fn set_memory(api: Shared<Api>, body: Result<Bytes, BytesRejection>) -> Re
         None => {
             refusal(StatusCode::BAD_REQUEST, r#"the body is no target: write for example {"target": "128M"}"#)
         }
+    }
+}
+
+/// Plugs the cable of a network interface in or out.
+async fn set_link(api: Shared<Api>, interface: Result<Path<usize>, PathRejection>, up: bool) -> Response {
+    match interface {
+        Ok(Path(interface)) => ask_for(api, Operation::SetLink { interface, up }).await,
+        Err(rejection) => refusal(StatusCode::BAD_REQUEST, &rejection.body_text()),
     }
 }
 

@@ -153,6 +153,9 @@ pub struct PlanSummary {
     pub console: String,
     /// The disks in order.
     pub disks: Vec<DiskSummary>,
+    /// The tags of the shared directories.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shares: Vec<String>,
 }
 
 /// One disk that was asked for.
@@ -181,6 +184,7 @@ impl From<&MachinePlan> for PlanSummary {
             initrd: plan.initrd.clone(),
             console: console.to_owned(),
             disks: plan.disks.iter().map(disk).collect(),
+            shares: plan.shares.iter().map(|share| share.tag.clone()).collect(),
         }
     }
 }

@@ -2,31 +2,43 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 
 use super::control::Control;
 use super::disks::Disks;
 use super::error::{MachineError, resource};
 use super::platform::Platform;
+use super::shares;
 use super::vcpu::Buses;
 use super::wiring::KvmWiring;
 use crate::backend::console::{ConsoleHub, ConsoleInput};
 use crate::backend::port::PortSocket;
+use crate::backend::tap::{Tap, TapSource};
+use crate::backend::vsock::{VsockListener, raise_descriptor_limit};
 use crate::devices::bus::Bus;
 use crate::devices::pci::host_bridge::HostBridge;
 use crate::devices::pci::root::{MAX_DEVICES, PciRoot};
 use crate::devices::platform::power::{self, PowerControl, PowerRequest};
 use crate::devices::platform::pvpanic::PanicEvent;
 use crate::devices::platform::serial::{self, SerialInput, SerialPort};
+use crate::devices::rate_limit::Rate;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::balloon::{Balloon, BalloonOptions};
 use crate::devices::virtio::console::Console;
 use crate::devices::virtio::console::ports::{NamedPort, Ports};
+use crate::devices::virtio::net::{DirectionRates, Net};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::transport::{BAR_SIZE, Context, VirtioPci};
+use crate::devices::virtio::vhost::vsock::VhostVsock;
+use crate::devices::virtio::vsock::Vsock;
 use crate::devices::wiring::Wiring;
-use crate::spec::plan::{BalloonPlan, ConsoleKind, MachinePlan, PortPlan};
+use crate::spec::plan::{
+    BalloonPlan, ConsoleKind, DirectionPlan, MachinePlan, NetPlan, PortPlan, RateLimit, TapPlan, VhostPlan,
+    VsockHost, VsockPlan,
+};
 use crate::status::model::{BootStage, DeviceFacts};
+use crate::status::operation::Refusal;
 use crate::x86::layout::{
     PCI_ECAM_SIZE, PCI_ECAM_START, PCI_MMIO_END, PCI_MMIO_START, SERIAL_GSI, SERIAL_PORT,
 };
@@ -54,8 +66,8 @@ impl ConsoleIo {
 
 /// The readable mapping that shows configuration space; the devices' own come after it.
 const ECAM_SLOT: u32 = 0;
-/// Host bridge, console, entropy, balloon.
-const FIXED_DEVICES: usize = 4;
+/// Host bridge, console, vsock, entropy, balloon.
+const FIXED_DEVICES: usize = 5;
 
 /// Every device of one machine.
 pub(super) struct Devices {
@@ -67,6 +79,8 @@ pub(super) struct Devices {
     pub(super) disks: Disks,
     /// The balloon, for a target.
     pub(super) balloon: Option<Arc<Balloon>>,
+    /// The network interfaces, in the plan's order.
+    nets: Vec<Arc<Net>>,
     serial_input: Option<SerialInput>,
     ports: Option<Arc<Ports>>,
 }
@@ -104,12 +118,16 @@ impl Devices {
             }
         }
         let limit = MAX_DEVICES - FIXED_DEVICES - usize::from(!plan.ports.is_empty());
-        if plan.disks.len() > limit {
-            return Err(MachineError::TooManyDisks { asked: plan.disks.len(), limit });
+        let asked = plan.disks.len() + plan.nets.len() + plan.shares.len();
+        if asked > limit {
+            return Err(MachineError::TooManyDisks { asked, limit });
         }
         let disks = Disks::open(&plan.disks, plan.cpus)?;
         devices.extend(disks.devices());
         let mut ports = None;
+        let nets: Vec<Arc<Net>> =
+            plan.nets.iter().map(|net| network(net, memory).map(Arc::new)).collect::<Result<_, _>>()?;
+        devices.extend(nets.iter().map(|net| Arc::clone(net) as _));
         if !plan.ports.is_empty() {
             let listen = |port: &PortPlan| {
                 PortSocket::listen(&port.path).map(|socket| NamedPort { name: port.name.clone(), socket })
@@ -117,6 +135,12 @@ impl Devices {
             let device = Arc::new(Ports::new(plan.ports.iter().map(listen).collect::<Result<_, _>>()?));
             ports = Some(Arc::clone(&device));
             devices.push(device);
+        }
+        for share in &plan.shares {
+            devices.push(Arc::new(shares::open(share)?));
+        }
+        if let Some(vsock) = &plan.vsock {
+            devices.push(vsock_device(vsock, memory)?);
         }
         let rng = Rng::new(plan.rng.bytes_per_second);
         devices.push(Arc::new(rng.map_err(resource("the entropy device has no timer"))?));
@@ -130,7 +154,7 @@ impl Devices {
         mmio.add("pci-window", PCI_MMIO_START, PCI_MMIO_END - PCI_MMIO_START, root.window(PCI_MMIO_START))?;
         mmio.add("pci-ecam", PCI_ECAM_START, PCI_ECAM_SIZE, root.ecam())?;
         let buses = Buses { pio: Arc::new(pio), mmio: Arc::new(mmio) };
-        Ok(Self { buses, root, virtio, platform, disks, balloon, serial_input, ports })
+        Ok(Self { buses, root, virtio, disks, nets, platform, balloon, serial_input, ports })
     }
 
     /// Facts of the PCI functions in bus order, then of the platform devices that trapped.
@@ -144,6 +168,13 @@ impl Devices {
             ..DeviceFacts::default()
         });
         self.root.facts().into_iter().chain(platform).collect()
+    }
+
+    /// Plugs the cable of an interface in or out.
+    pub(super) fn set_link(&self, interface: usize, up: bool) -> Result<(), Refusal> {
+        let none = || Refusal::Bad(format!("there is no network interface {interface}: they count from 0"));
+        self.nets.get(interface).ok_or_else(none)?.set_link(up);
+        Ok(())
     }
 
     /// Lets every worker finish what it has begun and rest. The vCPUs rest already.
@@ -173,10 +204,59 @@ impl Devices {
     }
 }
 
+fn vsock_device(plan: &VsockPlan, memory: &GuestMemoryMmap) -> Result<Arc<dyn VirtioDevice>, MachineError> {
+    let (path, connections) = match &plan.host {
+        VsockHost::Sockets { path, connections } => (path, *connections),
+        VsockHost::Kernel => return Ok(Arc::new(VhostVsock::new(plan.cid, memory)?)),
+    };
+    // A connection is a descriptor, and the usual soft limit is there for programs that use select(2).
+    match raise_descriptor_limit() {
+        Ok(limit) if limit < u64::from(connections) => {
+            tracing::warn!(
+                limit,
+                connections,
+                "vsock: the limit of open files (ulimit -n) is lower than that of connections; what does not fit is refused"
+            );
+        }
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "vsock: the limit of open files cannot be raised"),
+    }
+    let listener = VsockListener::bind(path)?;
+    Ok(Arc::new(Vsock::new(plan.cid, connections, listener)))
+}
+
 fn new_balloon(plan: BalloonPlan, memory: &GuestMemoryMmap) -> Result<Arc<Balloon>, MachineError> {
     let BalloonPlan { deflate_on_oom, free_page_reporting } = plan;
     let options = BalloonOptions { deflate_on_oom, free_page_reporting };
     Balloon::new(options, memory).map(Arc::new).map_err(resource("the balloon cannot be set up"))
+}
+
+/// Opens an interface's tap and puts the device on it.
+fn network(plan: &NetPlan, memory: &GuestMemoryMmap) -> Result<Net, MachineError> {
+    let source = match &plan.tap {
+        TapPlan::New => TapSource::New,
+        TapPlan::Named(name) => TapSource::Named(name.clone()),
+        TapPlan::Descriptor(fd) => TapSource::Descriptor(*fd),
+    };
+    let tap = Tap::open(&source, plan.queues, plan.mtu)?;
+    let rate = |plan: RateLimit| Rate {
+        per_second: plan.per_second,
+        burst: plan.per_second.saturating_add(plan.burst),
+    };
+    let rates =
+        |plan: DirectionPlan| DirectionRates { bytes: plan.bytes.map(rate), frames: plan.packets.map(rate) };
+    let mut net = Net::new(tap, plan.mac, rates(plan.receive), rates(plan.transmit))
+        .map_err(resource("a network interface has no timer for its limits"))?;
+    match plan.vhost {
+        VhostPlan::On => net.hand_to_kernel(memory)?,
+        VhostPlan::Auto if Path::new("/dev/vhost-net").exists() => {
+            if let Err(error) = net.hand_to_kernel(memory) {
+                tracing::info!("a network interface is served by us and not by the kernel: {error}");
+            }
+        }
+        VhostPlan::Auto | VhostPlan::Off => {}
+    }
+    Ok(net)
 }
 
 /// Builds bus 0 with the host bridge and one function per device.

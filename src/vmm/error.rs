@@ -4,9 +4,12 @@ use std::io;
 
 use crate::backend::disk::DiskError;
 use crate::backend::port::PortError;
+use crate::backend::tap::TapError;
 use crate::boot::BootError;
 use crate::boot::cmdline::CmdlineError;
 use crate::devices::bus::OverlapError;
+use crate::devices::virtio::vhost::VhostError;
+use crate::status::socket::SocketError;
 
 /// Why a machine could not be built or started. The text is one sentence with the path or value and the mend.
 #[derive(Debug, thiserror::Error)]
@@ -35,10 +38,10 @@ pub enum MachineError {
         /// KVM_CAP_MAX_VCPUS.
         limit: usize,
     },
-    /// More disks than the PCI bus has room for.
-    #[error("{asked} disks do not fit on the PCI bus; at most {limit} do")]
+    /// More devices than the PCI bus has room for.
+    #[error("{asked} disks, network interfaces and shares do not fit on the PCI bus; at most {limit} do")]
     TooManyDisks {
-        /// Disks of the plan.
+        /// Disks, network interfaces and shares of the plan.
         asked: usize,
         /// What fits.
         limit: usize,
@@ -49,6 +52,23 @@ pub enum MachineError {
     /// A port's socket cannot be used.
     #[error(transparent)]
     Port(#[from] PortError),
+    /// A share cannot be served.
+    #[error("the share `{tag}` cannot be served: {source}")]
+    Share {
+        /// Its tag.
+        tag: String,
+        /// Why.
+        source: VhostError,
+    },
+    /// The kernel does not serve a device's queues.
+    #[error(transparent)]
+    Vhost(#[from] VhostError),
+    /// The vsock socket cannot be had.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// A tap cannot be used.
+    #[error(transparent)]
+    Tap(#[from] TapError),
     /// Kernel or initrd cannot be loaded.
     #[error(transparent)]
     Boot(#[from] BootError),

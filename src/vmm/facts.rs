@@ -3,12 +3,21 @@
 use std::fs;
 use std::ops::Range;
 
+use super::memory::GuestRam;
 use crate::status::model::MemoryFacts;
 
+/// Pages of 2 MiB by kind: of anonymous memory, of a memfd, of hugetlb.
+const HUGE: [&str; 4] = ["AnonHugePages:", "ShmemPmdMapped:", "Shared_Hugetlb:", "Private_Hugetlb:"];
+
 /// Reads what backs guest RAM from `/proc/self/smaps` (proc(5)).
-pub(super) fn memory(ram: &Range<u64>) -> MemoryFacts {
+pub(super) fn memory(ram: &GuestRam) -> MemoryFacts {
     let smaps = fs::read_to_string("/proc/self/smaps").unwrap_or_default();
-    measure(&smaps, ram)
+    let backing = ram.backing();
+    MemoryFacts {
+        backing: backing.name.to_owned(),
+        backing_cost: backing.cost.clone(),
+        ..measure(&smaps, &ram.host_range())
+    }
 }
 
 fn measure(smaps: &str, ram: &Range<u64>) -> MemoryFacts {
@@ -20,8 +29,12 @@ fn measure(smaps: &str, ram: &Range<u64>) -> MemoryFacts {
         } else if let Some(bytes) = kib(line, "Rss:") {
             let sum = if in_ram { &mut facts.resident_bytes } else { &mut facts.overhead_bytes };
             *sum += bytes;
-        } else if let Some(bytes) = kib(line, "AnonHugePages:").filter(|_| in_ram) {
+        } else if let Some(bytes) = HUGE.iter().find_map(|name| kib(line, name)).filter(|_| in_ram) {
             facts.huge_bytes += bytes;
+            // hugetlb pages are not among `Rss`.
+            if line.contains("Hugetlb") {
+                facts.resident_bytes += bytes;
+            }
         }
     }
     if facts.resident_bytes > 0 {
@@ -60,5 +73,15 @@ Rss:                   8 kB\nAnonHugePages:         0 kB\ngarbage\n\n-\n";
         assert_eq!(facts.overhead_bytes, 8 << 10);
         assert!((facts.huge_share - 0.75).abs() < 1e-9);
         assert_eq!(measure("", &(0..4096)).resident_bytes, 0);
+    }
+
+    #[test]
+    fn huge_pages_of_shared_ram_are_counted_by_their_own_names() {
+        let of = |lines: &str| {
+            let facts = measure(&format!("1000-5000 rw-s 0 00:01 9 /memfd:x\n{lines}"), &(0x1000..0x5000));
+            (facts.resident_bytes >> 10, facts.huge_bytes >> 10)
+        };
+        assert_eq!(of("Rss: 8192 kB\nAnonHugePages: 0 kB\nShmemPmdMapped: 4096 kB\n"), (8192, 4096));
+        assert_eq!(of("Rss: 0 kB\nShared_Hugetlb: 2048 kB\nPrivate_Hugetlb: 4096 kB\n"), (6144, 6144));
     }
 }

@@ -14,6 +14,7 @@ mod last_words;
 pub mod memory;
 mod platform;
 mod postmortem;
+mod shares;
 mod stats;
 mod vcpu;
 mod wiring;
@@ -73,7 +74,7 @@ impl Machine {
     /// Anything in the plan that cannot be had here: see [`MachineError`].
     pub fn new(plan: &MachinePlan, console_io: ConsoleIo) -> Result<Self, MachineError> {
         let mib = plan.memory_bytes >> 20;
-        let ram = GuestRam::new(plan.memory_bytes).map_err(|source| MachineError::Memory { mib, source })?;
+        let ram = reserve_ram(plan).map_err(|source| MachineError::Memory { mib, source })?;
         let (entry, hypervisor) = load_beside_kvm(plan, &ram)?;
         if usize::from(plan.cpus) > hypervisor.max_vcpus() {
             return Err(MachineError::TooManyVcpus { asked: plan.cpus, limit: hypervisor.max_vcpus() });
@@ -131,7 +132,7 @@ impl Machine {
             vcpus,
             memory: MemoryFacts {
                 balloon: self.devices.balloon.as_ref().map(|balloon| balloon.facts()),
-                ..facts::memory(&self.ram.host_range())
+                ..facts::memory(&self.ram)
             },
             devices: self.devices.facts(),
             exits,
@@ -170,6 +171,7 @@ impl Machine {
             Operation::Pause => self.pause(),
             Operation::Resume => self.resume(),
             Operation::SetMemory { target_bytes } => self.set_memory(*target_bytes)?,
+            Operation::SetLink { interface, up } => self.devices.set_link(*interface, *up)?,
             Operation::ResizeDisk { disk, size_bytes } => self.devices.disks.resize(disk, *size_bytes)?,
         }
         Ok(())
@@ -233,6 +235,22 @@ impl VcpuSlot {
             kvm_exits_total: self.statistic.as_ref().and_then(ExitStatistic::read),
         }
     }
+}
+
+/// RAM of our own, unless a device needs memory that another process can map.
+fn reserve_ram(plan: &MachinePlan) -> std::io::Result<GuestRam> {
+    if !plan.needs_shared_memory() {
+        return GuestRam::new(plan.memory_bytes);
+    }
+    let ram = GuestRam::shared(plan.memory_bytes)?;
+    let backing = ram.backing();
+    match &backing.cost {
+        None => tracing::info!("guest RAM is a {}, because a share's server has to see it", backing.name),
+        Some(cost) => {
+            tracing::warn!("guest RAM is a {}, because a share's server has to see it: {cost}", backing.name);
+        }
+    }
+    Ok(ram)
 }
 
 /// Loads the guest's images while KVM makes the VM: KVM_CREATE_VM sleeps for milliseconds (on kernels before 6.14 it waits

@@ -69,6 +69,15 @@ impl Wiring for KvmWiring {
         Ok((gsi, event))
     }
 
+    fn detach_msi(&self, gsi: Gsi, event: &EventFd) -> io::Result<()> {
+        self.vm.unregister_irqfd(event, gsi).map_err(io::Error::from)
+    }
+
+    /// KVM looks whether the eventfd was written before it was attached.
+    fn attach_msi(&self, gsi: Gsi, event: &EventFd) -> io::Result<()> {
+        self.vm.register_irqfd(event, gsi).map_err(io::Error::from)
+    }
+
     fn route_msi(&self, changes: &[(Gsi, Option<MsiMessage>)]) -> io::Result<()> {
         let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
         for &(gsi, message) in changes {

@@ -178,6 +178,11 @@ impl Vm {
         }
     }
 
+    /// What the guest's console has said so far.
+    pub(crate) fn said(&self) -> String {
+        self.console.so_far()
+    }
+
     /// Types a line on the guest's console.
     pub(crate) fn type_line(&mut self, line: &str) {
         writeln!(self.stdin.as_mut().unwrap(), "{line}").unwrap();
@@ -270,9 +275,14 @@ impl Ended {
     }
 }
 
-/// The command under test.
+/// The command under test, with the tests' programs on its PATH: virtiofsd is one of them.
 pub(crate) fn nestling() -> Command {
-    Command::new(assets().join("bin/nestling"))
+    let bin = assets().join("bin");
+    let mut command = Command::new(bin.join("nestling"));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let path = std::env::join_paths([bin].into_iter().chain(std::env::split_paths(&path))).unwrap();
+    command.env("PATH", path);
+    command
 }
 
 /// A disk image of `sectors` sectors, each filled with its own number.

@@ -74,6 +74,9 @@ impl Guest {
             cmdline: CmdlinePlan::Replace(format!("scenario={scenario}")),
             disks: Vec::new(),
             ports: Vec::new(),
+            shares: Vec::new(),
+            vsock: None,
+            nets: Vec::new(),
             console: ConsoleKind::Serial,
             watchdog: true,
         };

@@ -1,11 +1,15 @@
 //! MSI-X (PCI 3.0 §6.8.2): a table of interrupt messages, each behind an eventfd that the kernel turns into the interrupt.
 
+mod lent;
+
 use std::io;
+use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
 
+use self::lent::Lent;
 use crate::devices::complaints::Complaints;
 use crate::devices::registers::{PAGE, RegisterPages};
 use crate::devices::wiring::{Gsi, MsiMessage, Wiring};
@@ -36,6 +40,7 @@ struct Vector {
 struct State {
     control: u16,
     routed: Vec<Option<MsiMessage>>,
+    lent: Option<Lent>,
 }
 
 /// One function's MSI-X table. Shared by the transport (which a guest programs) and the workers (which signal).
@@ -58,7 +63,7 @@ impl Msix {
         let vectors = (0..count)
             .map(|_| wiring.new_msi().map(|(gsi, event)| Vector { gsi, event }))
             .collect::<io::Result<Vec<_>>>()?;
-        let state = State { control: 0, routed: vec![None; vectors.len()] };
+        let state = State { control: 0, routed: vec![None; vectors.len()], lent: None };
         let msix = Self {
             page,
             wiring,
@@ -132,10 +137,51 @@ impl Msix {
         }
     }
 
-    /// Forgets interrupts held back by a mask: what caused them is gone, and a function must not send them late
-    /// (PCI 3.0 §6.8.3).
+    /// Lends out the eventfd behind `vector`, for the kernel or another process to write: then an interrupt passes no
+    /// thread of ours. While the vector is masked, the interrupt is off the eventfd, whose counter remembers what was
+    /// written. `None` for a vector that is not there.
+    ///
+    /// # Errors
+    /// When there is no descriptor for it.
+    pub fn lend(&self, vector: u16) -> io::Result<Option<EventFd>> {
+        let index = usize::from(vector);
+        let Some(entry) = self.vectors.get(index) else { return Ok(None) };
+        let mut state = self.lock();
+        let is_open = self.is_open(state.control, index);
+        let lent = match &mut state.lent {
+            Some(lent) => lent,
+            none => none.insert(Lent::new()?),
+        };
+        lent.add(index);
+        lent.follow(index, is_open, entry, &*self.wiring)?;
+        entry.event.try_clone().map(Some)
+    }
+
+    /// A descriptor that can be read when a lent vector was signalled behind its mask: [`Msix::note_held`] is due. None when
+    /// nothing is lent.
+    #[must_use]
+    pub fn held(&self) -> Option<RawFd> {
+        self.lock().lent.as_ref().map(Lent::held)
+    }
+
+    /// Sets the pending bits of lent vectors that were signalled behind their masks.
+    pub fn note_held(&self) {
+        let state = self.lock();
+        let held = state.lent.as_ref().map(Lent::take_held).unwrap_or_default();
+        held.into_iter()
+            .filter(|&index| index < self.vectors.len())
+            .for_each(|index| self.set_pending(index, true));
+    }
+
+    /// Takes lent vectors back and forgets interrupts held back by a mask: what caused them is gone, and a function must
+    /// not send them late (PCI 3.0 §6.8.3).
     pub fn forget_pending(&self) {
-        let _state = self.lock();
+        let mut state = self.lock();
+        if let Some(lent) = state.lent.take() {
+            for (index, vector) in self.vectors.iter().enumerate() {
+                self.complain_if(lent.take_back(index, vector, &*self.wiring));
+            }
+        }
         self.page.write(PBA_OFFSET, &[0; PAGE - PBA_OFFSET]);
     }
 
@@ -152,17 +198,32 @@ impl Msix {
                 changes.push((vector.gsi, wanted));
             }
         }
-        if !changes.is_empty()
-            && let Err(error) = self.wiring.route_msi(&changes)
-            && self.complaints.may_speak()
-        {
-            tracing::warn!(%error, "the guest asks for an interrupt that cannot be; it will miss this device's interrupts");
+        if !changes.is_empty() {
+            self.complain_if(self.wiring.route_msi(&changes));
+        }
+        if let Some(lent) = &mut state.lent {
+            for (index, vector) in self.vectors.iter().enumerate() {
+                let is_open = self.is_open(state.control, index);
+                match lent.follow(index, is_open, vector, &*self.wiring) {
+                    Ok(true) => self.set_pending(index, true),
+                    Ok(false) => {}
+                    Err(error) => self.complain_if(Err(error)),
+                }
+            }
         }
         for (index, vector) in self.vectors.iter().enumerate() {
             if self.is_pending(index) && self.is_open(state.control, index) {
                 self.set_pending(index, false);
                 raise(&vector.event);
             }
+        }
+    }
+
+    fn complain_if(&self, result: io::Result<()>) {
+        if let Err(error) = result
+            && self.complaints.may_speak()
+        {
+            tracing::warn!(%error, "the guest asks for an interrupt that cannot be; it will miss this device's interrupts");
         }
     }
 
@@ -183,7 +244,8 @@ impl Msix {
         }
     }
 
-    fn is_pending(&self, vector: usize) -> bool {
+    /// Whether `vector` was signalled behind its mask.
+    pub(crate) fn is_pending(&self, vector: usize) -> bool {
         let (at, bit) = pending_bit(vector);
         self.page.u8(at) & bit != 0
     }
@@ -269,6 +331,57 @@ mod tests {
         msix.write_table(12, &[0; 4]);
         assert_eq!(wiring.raised(0), 1);
         assert_eq!(msix.page.u8(PBA_OFFSET), 0);
+    }
+
+    #[test]
+    fn a_lent_vector_is_on_its_eventfd_only_while_it_is_open() {
+        let wiring = Arc::new(MockWiring::default());
+        let msix = msix(&wiring);
+        assert!(msix.held().is_none());
+        let call = msix.lend(0).unwrap().unwrap();
+        assert!(msix.lend(2).unwrap().is_none());
+        assert_eq!(wiring.detached(), [0], "masked from the start");
+        // The back end calls before the guest is ready to hear: the bit says so, and nothing is lost.
+        call.write(1).unwrap();
+        assert!(can_be_read(msix.held().unwrap()));
+        msix.note_held();
+        assert_eq!(msix.page.u8(PBA_OFFSET), 1);
+        assert!(!can_be_read(msix.held().unwrap()), "told once");
+        msix.set_control(0x8000);
+        program(&msix, 0, 0x41);
+        assert_eq!((wiring.detached(), wiring.raised(0)), (vec![], 1));
+        assert_eq!(msix.page.u8(PBA_OFFSET), 0);
+        // Open: the call goes through, whoever makes it.
+        call.write(1).unwrap();
+        assert!(!can_be_read(msix.held().unwrap()));
+        assert_eq!(wiring.raised(0), 1);
+        // Masked and unmasked with a call between that nobody noted.
+        msix.write_table(12, &[1, 0, 0, 0]);
+        call.write(1).unwrap();
+        msix.write_table(12, &[0; 4]);
+        assert_eq!((wiring.detached(), wiring.raised(0)), (vec![], 1));
+    }
+
+    #[test]
+    fn a_reset_takes_lent_vectors_back_with_nothing_pending() {
+        let wiring = Arc::new(MockWiring::default());
+        let msix = msix(&wiring);
+        let call = msix.lend(1).unwrap().unwrap();
+        call.write(1).unwrap();
+        msix.note_held();
+        msix.forget_pending();
+        assert_eq!((wiring.detached(), msix.page.u8(PBA_OFFSET)), (vec![], 0));
+        msix.set_control(0x8000);
+        program(&msix, 1, 0x41);
+        assert_eq!(wiring.raised(1), 0);
+        msix.signal(1);
+        assert_eq!(wiring.raised(1), 1);
+    }
+
+    fn can_be_read(fd: RawFd) -> bool {
+        let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+        // SAFETY: one descriptor, described by a structure of our own.
+        unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
     }
 
     #[test]

@@ -5,7 +5,7 @@
 mod alarm;
 
 pub use self::alarm::Alarm;
-use super::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1};
+use super::F_VERSION_1;
 use crate::devices::registers::RegisterPages;
 
 /// Length of the structure in bytes.
@@ -87,7 +87,7 @@ pub struct CommonConfig {
 }
 
 impl CommonConfig {
-    /// The structure after reset: `features` are the device's own, `queue_sizes` the most each queue can have, `vectors`
+    /// The structure after reset: `features` are all it offers, `queue_sizes` the most each queue can have, `vectors`
     /// the number of MSI-X vectors.
     #[must_use]
     pub fn new(registers: RegisterPages, features: u64, queue_sizes: &[u16], vectors: u16) -> Self {
@@ -105,7 +105,7 @@ impl CommonConfig {
             registers,
             alarm,
             vectors,
-            offered: features | F_VERSION_1 | F_EVENT_IDX | F_INDIRECT_DESC,
+            offered: features,
             accepted: 0,
             device_select: 0,
             driver_select: 0,

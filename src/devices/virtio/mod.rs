@@ -12,11 +12,15 @@ pub mod balloon;
 pub mod block;
 pub mod common;
 pub mod console;
+pub mod fs;
+pub mod net;
 pub mod queue;
 pub mod rng;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod testing;
 pub mod transport;
+pub mod vhost;
+pub mod vsock;
 pub mod worker;
 
 use std::collections::BTreeMap;
@@ -24,6 +28,7 @@ use std::os::fd::RawFd;
 
 use queue::Queues;
 use transport::ConfigChange;
+use vhost::VhostError;
 use vm_memory::GuestMemoryMmap;
 
 /// VIRTIO_F_INDIRECT_DESC (virtio 1.2 §6).
@@ -57,6 +62,9 @@ pub enum Fault {
     /// The host has no thread or descriptor for it.
     #[error("the host cannot run the device: {0}")]
     Host(#[source] std::io::Error),
+    /// Whoever serves its queues in our place does not.
+    #[error(transparent)]
+    Vhost(#[from] VhostError),
 }
 
 /// A host file descriptor that wakes a handler's worker.
@@ -81,7 +89,7 @@ impl HostSource {
 pub enum Listen {
     /// Yes.
     Yes,
-    /// Not until a queue has been served again: the guest has no room.
+    /// Not until a queue or another source has been served: the guest has no room, or a rate limit says to wait.
     Later,
     /// Never again: the source ended.
     No,
@@ -98,6 +106,11 @@ pub trait VirtioDevice: Send + Sync {
     /// Device-specific feature bits it offers.
     fn features(&self) -> u64 {
         0
+    }
+
+    /// The features of its rings that it can serve: all the transport knows, unless somebody else serves them.
+    fn ring_features(&self) -> u64 {
+        F_EVENT_IDX | F_INDIRECT_DESC
     }
 
     /// The most entries each of its queues can have.
@@ -173,7 +186,7 @@ pub trait QueueHandler: Send {
         Vec::new()
     }
 
-    /// Host descriptor number `source` is readable, or a queue was served since [`Listen::Later`].
+    /// Host descriptor number `source` is readable, or a queue or another source was served since [`Listen::Later`].
     ///
     /// # Errors
     /// When the guest broke the queue.
@@ -187,6 +200,14 @@ pub trait QueueHandler: Send {
     /// # Errors
     /// When the guest broke the queue.
     fn quiesce(&mut self, _queues: &mut Queues) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    /// The worker goes on after a rest. It serves every queue next, whether its doorbell rang or not.
+    ///
+    /// # Errors
+    /// When the device cannot go on.
+    fn go_on(&mut self, _queues: &mut Queues) -> Result<(), Fault> {
         Ok(())
     }
 }

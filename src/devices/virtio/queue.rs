@@ -1,7 +1,8 @@
 //! A device's view of one virtqueue: take a chain, give it back, interrupt when the driver asked for it.
 
+use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering, fence};
 
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -38,6 +39,18 @@ impl Interrupt {
         self.isr.fetch_or(self.cause, Ordering::Relaxed);
         self.msix.signal(self.vector);
     }
+
+    /// The eventfd that raises it, for the kernel or another process to write: see [`Msix::lend`]. A queue without a vector
+    /// gets one that raises nothing.
+    ///
+    /// # Errors
+    /// When there is no descriptor for it.
+    pub fn lend(&self) -> io::Result<EventFd> {
+        match self.msix.lend(self.vector)? {
+            Some(event) => Ok(event),
+            None => EventFd::new(libc::EFD_NONBLOCK),
+        }
+    }
 }
 
 /// What becomes of a chain that was looked at.
@@ -68,8 +81,8 @@ pub struct DeviceQueue {
     own_rings: u64,
     /// Chains the device keeps.
     kept: u16,
-    /// Chains were given back that no interrupt has announced.
-    unannounced: bool,
+    /// Chains given back that no interrupt has announced, as the ring counts.
+    unannounced: u16,
     leave: Leave,
 }
 
@@ -107,7 +120,7 @@ impl DeviceQueue {
             notify,
             own_rings: 0,
             kept: 0,
-            unannounced: false,
+            unannounced: 0,
             leave: Leave::default(),
         }
     }
@@ -201,6 +214,14 @@ impl DeviceQueue {
         Ok(self.queue.iter(&self.memory)?.next())
     }
 
+    /// As [`DeviceQueue::pop`], for a device that has enough to go on with: the driver is not asked to ring.
+    ///
+    /// # Errors
+    /// A broken ring.
+    pub fn pop_quietly(&mut self) -> Result<Option<Chain<'_>>, Fault> {
+        Ok(self.queue.iter(&self.memory)?.next())
+    }
+
     /// Leaves the last `count` popped chains in the ring after all.
     pub fn put_back(&mut self, count: u16) {
         let next = self.queue.next_avail().wrapping_sub(count);
@@ -261,8 +282,31 @@ impl DeviceQueue {
     /// A broken ring.
     pub fn give_back(&mut self, head: u16, written: u32) -> Result<(), Fault> {
         self.queue.add_used(&self.memory, head, written)?;
-        self.unannounced = true;
+        self.unannounced = self.unannounced.wrapping_add(1);
         Ok(())
+    }
+
+    /// Gives popped chains back that belong together: the driver sees all of them or none.
+    ///
+    /// # Errors
+    /// A broken ring.
+    pub fn give_back_together(&mut self, used: &[(u16, u32)]) -> Result<(), Fault> {
+        let Some((&(last, last_written), first)) = used.split_last() else { return Ok(()) };
+        let mut next = self.queue.next_used();
+        for &(head, written) in first {
+            let place = u64::from(next.checked_rem(self.queue.size()).unwrap_or(0));
+            // Flags and index come before the elements of 8 bytes (virtio 1.2 §2.7.8).
+            let element = self.queue.used_ring().saturating_add(4).saturating_add(place.saturating_mul(8));
+            let id_and_length = u64::from(head) | u64::from(written) << 32;
+            self.memory
+                .write_obj(id_and_length.to_le(), GuestAddress(element))
+                .map_err(virtio_queue::Error::GuestMemory)?;
+            next = next.wrapping_add(1);
+            self.unannounced = self.unannounced.wrapping_add(1);
+        }
+        self.queue.set_next_used(next);
+        // This one moves the index the driver looks at, over all of them.
+        self.give_back(last, last_written)
     }
 
     /// Interrupts the driver if chains were given back and it wants to know.
@@ -270,20 +314,31 @@ impl DeviceQueue {
     /// # Errors
     /// A broken ring.
     pub fn announce(&mut self) -> Result<(), Fault> {
-        let unannounced = std::mem::take(&mut self.unannounced);
-        // The queue decides by EVENT_IDX, and says yes without it; then the driver's flag counts.
-        if unannounced && self.queue.needs_notification(&self.memory)? && !self.is_muted()? {
+        let added = std::mem::take(&mut self.unannounced);
+        if added != 0 && self.wants_interrupt(added)? {
             self.interrupt.signal();
         }
         Ok(())
     }
 
-    fn is_muted(&self) -> Result<bool, Fault> {
+    /// Whether the driver wants to hear of the last `added` chains: with EVENT_IDX, when the one it named is among them
+    /// (virtio 1.2 §2.7.7.2); without, unless its flag says no.
+    fn wants_interrupt(&self, added: u16) -> Result<bool, Fault> {
+        // What the driver wrote before it looked at the index that we have moved.
+        fence(Ordering::SeqCst);
+        let available = self.queue.avail_ring();
         if self.queue.event_idx_enabled() {
-            return Ok(false);
+            let used_event =
+                available.saturating_add(4).saturating_add(u64::from(self.queue.size()).saturating_mul(2));
+            let before_event = self.load(used_event)?.wrapping_add(1);
+            return Ok(self.queue.next_used().wrapping_sub(before_event) < added);
         }
-        let flags = self.memory.load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed);
-        Ok(flags.map(u16::from_le).map_err(virtio_queue::Error::GuestMemory)? & NO_INTERRUPT != 0)
+        Ok(self.load(available)? & NO_INTERRUPT == 0)
+    }
+
+    fn load(&self, address: u64) -> Result<u16, Fault> {
+        let value = self.memory.load(GuestAddress(address), Ordering::Relaxed);
+        Ok(value.map(u16::from_le).map_err(virtio_queue::Error::GuestMemory)?)
     }
 }
 

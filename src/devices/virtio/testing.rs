@@ -14,7 +14,7 @@ pub mod registers;
 pub mod script;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU8;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use virtio_queue::desc::RawDescriptor;
 use virtio_queue::desc::split::Descriptor;
@@ -204,6 +204,18 @@ impl Driver {
         (0..self.get::<u16>(used + 2))
             .map(|idx| (self.get(element(idx)), self.get(element(idx) + 4)))
             .collect()
+    }
+
+    /// How many chains the device gave back, modulo 2^16.
+    pub fn used_index(&self) -> u16 {
+        let index = self.memory.load::<u16>(GuestAddress(self.addresses()[2] + 2), Ordering::Acquire);
+        index.unwrap()
+    }
+
+    /// Head and length of the chain that was given back as number `index`, at most a ring's worth ago.
+    pub fn used_element(&self, index: u16) -> (u32, u32) {
+        let element = self.addresses()[2] + 4 + 8 * u64::from(index % self.size);
+        (self.get(element), self.get(element + 4))
     }
 
     fn get<T: ByteValued>(&self, address: u64) -> T {

@@ -28,7 +28,7 @@ use self::wired::Wired;
 use super::common::{self, Alarm, CommonConfig, Follow, QueueSetup};
 use super::queue::{DeviceQueue, ISR_CONFIG, ISR_QUEUE, Interrupt, Queues, ring};
 use super::worker::{OnFault, Workers};
-use super::{Counters, F_EVENT_IDX, Fault, Kind, Start, VirtioDevice};
+use super::{Counters, F_EVENT_IDX, F_VERSION_1, Fault, Kind, Start, VirtioDevice};
 use crate::devices::complaints::Complaints;
 use crate::devices::pci::config::ConfigSpace;
 use crate::devices::pci::msix::{self, Msix};
@@ -98,7 +98,8 @@ impl VirtioPci {
         registers.write(DEVICE_CONFIG, &device.config());
         let vectors = (queue_sizes.len() as u16).saturating_add(1);
         let msix = Arc::new(Msix::new(registers.slice(MSIX_PAGE, 1), vectors, Arc::clone(&wiring))?);
-        let common = CommonConfig::new(registers.slice(0, 1), device.features(), &queue_sizes, msix.len());
+        let features = device.features() | device.ring_features() | F_VERSION_1;
+        let common = CommonConfig::new(registers.slice(0, 1), features, &queue_sizes, msix.len());
         let doorbells = queue_sizes
             .iter()
             .map(|_| EventFd::new(libc::EFD_NONBLOCK))

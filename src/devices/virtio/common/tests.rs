@@ -1,10 +1,12 @@
 //! The structure as a driver writes it and reads it back.
 
 use super::*;
+use crate::devices::virtio::{F_EVENT_IDX, F_INDIRECT_DESC};
 
 fn common() -> (CommonConfig, RegisterPages) {
     let registers = RegisterPages::new(1).unwrap();
-    (CommonConfig::new(registers.clone(), 1 << 9, &[256, 64], 3), registers)
+    let features = 1 << 9 | F_VERSION_1 | F_EVENT_IDX | F_INDIRECT_DESC;
+    (CommonConfig::new(registers.clone(), features, &[256, 64], 3), registers)
 }
 
 fn negotiate(common: &mut CommonConfig, features: u64) -> u8 {

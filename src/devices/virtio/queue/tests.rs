@@ -173,3 +173,33 @@ fn a_fault_in_a_chain_ends_the_batch() {
     assert!(result.is_err());
     assert_eq!(test.driver.used(), [(0, 1)]);
 }
+
+#[test]
+fn chains_that_belong_together_are_seen_together_and_announced_once() {
+    let (memory, (wiring, msix)) = (guest_ram(), open_msix(1));
+    let mut driver = Driver::new(&memory, 0, 4);
+    let mut queue = driver.device(true, &msix);
+    // Three rounds of three: the ring of four wraps.
+    for round in 0..3_u16 {
+        for _ in 0..3 {
+            driver.offer(&[writable(DATA, 8)]);
+        }
+        // The driver names the second chain of the round: not the last.
+        driver.set_used_event(3 * round + 1);
+        let mut used = Vec::new();
+        while let Some(chain) = queue.pop_quietly().unwrap() {
+            used.push((chain.head_index(), u32::from(round)));
+        }
+        queue.give_back_together(&used).unwrap();
+        queue.announce().unwrap();
+        assert_eq!(wiring.raised(0), 1, "round {round}");
+        let seen = driver.used();
+        assert_eq!(seen.len(), 3 * usize::from(round + 1));
+        let heads: Vec<(u32, u32)> = used.iter().map(|&(head, len)| (head.into(), len)).collect();
+        assert_eq!(seen[seen.len() - 3..], heads);
+        queue.announce().unwrap();
+        assert_eq!(wiring.raised(0), 0, "nothing is new");
+    }
+    queue.give_back_together(&[]).unwrap();
+    assert!(queue.give_back_together(&[(0, 0), (4, 0)]).is_err(), "no such descriptor");
+}

@@ -92,7 +92,7 @@ impl Reactor {
 
     /// Serves until it is told to stop.
     pub(super) fn run(mut self) -> Result<(), Fault> {
-        self.serve_waiting_sources()?;
+        self.serve_waiting_sources(None)?;
         let mut events = [EpollEvent::default(); 16];
         loop {
             let ready_source =
@@ -118,7 +118,10 @@ impl Reactor {
                             return Ok(());
                         }
                     }
-                    Token::Host(number) => self.serve_host(number)?,
+                    Token::Host(number) => {
+                        self.serve_host(number)?;
+                        self.serve_waiting_sources(Some(number))?;
+                    }
                     Token::Queue(index) => self.serve_queue(index)?,
                 }
             }
@@ -134,6 +137,9 @@ impl Reactor {
         self.handler.quiesce(&mut self.queues)?;
         if order == Order::Rest {
             order = self.post.rest();
+            if order == Order::Run {
+                self.handler.go_on(&mut self.queues)?;
+            }
             // Each queue may have been left in the middle.
             self.queues.0.iter_mut().flatten().for_each(super::super::queue::DeviceQueue::ring_again);
         }
@@ -145,11 +151,12 @@ impl Reactor {
         let Some(queue) = self.queues.get(index) else { return Ok(()) };
         count(&self.notifications, queue.take_rings());
         self.handler.on_queue(&mut self.queues, index)?;
-        self.serve_waiting_sources()
+        self.serve_waiting_sources(None)
     }
 
-    fn serve_waiting_sources(&mut self) -> Result<(), Fault> {
-        for number in 0..self.sources.len() {
+    /// Something has changed: asks the sources that wait, except the one that was just asked.
+    fn serve_waiting_sources(&mut self, except: Option<usize>) -> Result<(), Fault> {
+        for number in (0..self.sources.len()).filter(|&number| except != Some(number)) {
             if self.sources.get(number).is_some_and(|source| source.listen == Listen::Later) {
                 self.serve_host(number)?;
             }

@@ -1,0 +1,82 @@
+//! How far virtiofsd can lock itself in, here.
+
+use std::fs;
+
+/// virtiofsd's `--sandbox`: whatever of the host the guest reaches through a bug in it is inside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sandbox {
+    /// Mount, process and network namespaces of its own, the shared directory as root.
+    Namespace,
+    /// The shared directory as root.
+    Chroot,
+    /// What the container gives.
+    None,
+}
+
+/// Capability numbers (capabilities(7)).
+const CAP_SYS_CHROOT: u64 = 1 << 18;
+const CAP_SYS_ADMIN: u64 = 1 << 21;
+
+impl Sandbox {
+    /// The strongest one that this process may make: a privileged pod has namespaces, a pod's root user has chroot. A root
+    /// directory that is the kernel's own rootfs (an initramfs) cannot be pivoted away.
+    pub(super) fn possible_here() -> Self {
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        let sandbox = Self::possible(&status, &mounts);
+        if sandbox == Self::None {
+            tracing::warn!(
+                "virtiofsd runs without a sandbox of its own: this process has neither CAP_SYS_ADMIN nor CAP_SYS_CHROOT"
+            );
+        }
+        sandbox
+    }
+
+    fn possible(status: &str, mounts: &str) -> Self {
+        let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+        let capabilities = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0);
+        let root = mounts
+            .lines()
+            .map(|line| line.split(' ').collect::<Vec<_>>())
+            .rfind(|mount| mount.get(1) == Some(&"/"));
+        let is_rootfs = root.is_some_and(|mount| mount.get(2) == Some(&"rootfs"));
+        let has = |capability: u64| capabilities & capability != 0;
+        if has(CAP_SYS_ADMIN) && !is_rootfs {
+            Self::Namespace
+        } else if has(CAP_SYS_CHROOT) {
+            Self::Chroot
+        } else {
+            Self::None
+        }
+    }
+
+    /// Its name for virtiofsd.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Namespace => "namespace",
+            Self::Chroot => "chroot",
+            Self::None => "none",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_strongest_sandbox_that_is_possible_is_chosen() {
+        let pod = "overlay / overlay rw 0 0\nproc /proc proc rw 0 0\n";
+        let initramfs = "rootfs / rootfs rw 0 0\nproc /proc proc rw 0 0\n";
+        for (capabilities, mounts, expected) in [
+            ("000001ffffffffff", pod, Sandbox::Namespace),
+            ("000001ffffffffff", initramfs, Sandbox::Chroot),
+            ("00000000a80425fb", pod, Sandbox::Chroot),
+            ("0000000000000000", pod, Sandbox::None),
+            ("garbage", "", Sandbox::None),
+        ] {
+            let status = format!("Name:\tnestling\nCapEff:\t{capabilities}\n");
+            assert_eq!(Sandbox::possible(&status, mounts), expected, "{capabilities} {mounts}");
+        }
+    }
+}

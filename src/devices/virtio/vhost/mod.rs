@@ -1,0 +1,110 @@
+//! Devices whose queues somebody else serves: the kernel (vhost) or another process (vhost-user).
+//!
+//! A [`Backend`] is told where the rings are, and gets the doorbells and the vectors' eventfds themselves: a request passes no
+//! thread of ours. What stays here is a lane without queues. It starts and stops the back end with the device, rests it with
+//! the machine, and watches for its end; between two lanes a [`Session`] keeps it.
+
+pub mod kernel;
+mod lane;
+pub mod net;
+mod ring;
+mod session;
+pub mod user;
+pub mod vsock;
+
+use std::os::fd::RawFd;
+use std::time::Duration;
+
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
+
+pub use self::ring::Ring;
+pub use self::session::{Reach, Session};
+
+/// Why a back end does not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum VhostError {
+    /// It refused a request, or broke the protocol.
+    #[error("{who} does not serve the queues: {doing}: {source}")]
+    Refused {
+        /// Who, for example `virtiofsd`.
+        who: String,
+        /// What was asked.
+        doing: &'static str,
+        /// The refusal.
+        source: vhost::Error,
+    },
+    /// It did not answer for so long that it was given up.
+    #[error("{who} did not answer for {patience:?} and is given up")]
+    Silent {
+        /// Who.
+        who: String,
+        /// How long.
+        patience: Duration,
+    },
+    /// It ended or hung up.
+    #[error("{who} is gone; the driver may reset the device to try again")]
+    Gone {
+        /// Who.
+        who: String,
+    },
+    /// It found a ring broken.
+    #[error("{who} found a virtqueue broken")]
+    Ring {
+        /// Who.
+        who: String,
+    },
+    /// It lacks something that is needed.
+    #[error("{who} cannot serve this device: it lacks {what}")]
+    Lacks {
+        /// Who.
+        who: String,
+        /// What.
+        what: &'static str,
+    },
+    /// It cannot be had at all.
+    #[error("{0}")]
+    Unreachable(String),
+}
+
+impl VhostError {
+    /// Names who refused, and what was being asked.
+    pub(crate) fn refused(who: &str, doing: &'static str) -> impl FnOnce(vhost::Error) -> Self {
+        move |source| Self::Refused { who: who.to_owned(), doing, source }
+    }
+}
+
+/// Somebody who serves queues.
+pub trait Backend: Send {
+    /// Who it is, in words.
+    fn name(&self) -> &str;
+
+    /// The feature bits it can serve: its device's own, and of the rings.
+    fn features(&self) -> u64;
+
+    /// Serves these rings from now on. `broken` is written when it finds one that cannot be.
+    ///
+    /// # Errors
+    /// When it does not.
+    fn start(
+        &mut self,
+        features: u64,
+        memory: &GuestMemoryMmap,
+        rings: &[Ring],
+        broken: &EventFd,
+    ) -> Result<(), VhostError>;
+
+    /// Stops at a boundary between requests, and tells for each ring the index of the next available entry.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    fn stop(&mut self, rings: &[Ring]) -> Result<Vec<u16>, VhostError>;
+
+    /// A descriptor that can be read when the back end is gone. A back end in the kernel does not go.
+    fn hangup(&self) -> Option<RawFd> {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests;

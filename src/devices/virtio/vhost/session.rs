@@ -1,0 +1,123 @@
+//! A back end between two starts of its device.
+
+use std::io;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use vmm_sys_util::eventfd::EventFd;
+
+use super::lane::VhostLane;
+use super::{Backend, Ring, VhostError};
+use crate::devices::virtio::{Fault, Lane, Start};
+
+/// The way to a back end.
+pub type Reach<B> = Box<dyn FnMut() -> Result<B, VhostError> + Send>;
+
+/// Keeps the back end of a device while no driver uses it, and finds a new one when it is gone.
+pub struct Session<B> {
+    features: u64,
+    state: Mutex<State<B>>,
+}
+
+struct State<B> {
+    reach: Reach<B>,
+    /// Who it is or was.
+    name: String,
+    /// Not there while a lane has it, and after it was lost.
+    backend: Option<B>,
+    /// Why it was lost.
+    lost: Option<String>,
+}
+
+impl<B: Backend + 'static> Session<B> {
+    /// Reaches the back end for the first time, to learn what it can.
+    ///
+    /// # Errors
+    /// When it cannot be reached.
+    pub fn open(mut reach: Reach<B>) -> Result<Arc<Self>, VhostError> {
+        let backend = reach()?;
+        let (features, name) = (backend.features(), backend.name().to_owned());
+        let state = State { reach, name, backend: Some(backend), lost: None };
+        Ok(Arc::new(Self { features, state: Mutex::new(state) }))
+    }
+
+    /// The feature bits the back end can serve.
+    #[must_use]
+    pub fn features(&self) -> u64 {
+        self.features
+    }
+
+    /// Who it is, for the status.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let state = self.lock();
+        match &state.lost {
+            Some(why) => format!("{} (lost: {why})", state.name),
+            None => state.name.clone(),
+        }
+    }
+
+    /// Hands those queues of `queues` that the driver enabled to the back end, which serves them from now on, and returns
+    /// the lane that watches over it. A back end that was lost is reached anew.
+    ///
+    /// # Errors
+    /// When the back end does not serve, or there is no descriptor for it.
+    pub fn serve(self: &Arc<Self>, start: &mut Start<'_>, queues: Range<usize>) -> Result<Lane, Fault> {
+        let mut rings = Vec::new();
+        for index in queues {
+            if let Some(queue) = start.queues.take(index) {
+                rings.push(Ring::new(index, queue).map_err(Fault::Host)?);
+            }
+        }
+        let broken = EventFd::new(libc::EFD_NONBLOCK).map_err(Fault::Host)?;
+        let backend = self.take()?;
+        let features = start.features & self.features;
+        let mut lane =
+            VhostLane::new(Arc::clone(self), backend, features, start.memory.clone(), rings, broken);
+        lane.run()?;
+        Ok(Lane { queues: Vec::new(), handler: Box::new(lane) })
+    }
+
+    fn take(&self) -> Result<B, VhostError> {
+        let mut state = self.lock();
+        if let Some(backend) = state.backend.take() {
+            return Ok(backend);
+        }
+        let backend = (state.reach)()?;
+        let missing = self.features & !backend.features();
+        if missing != 0 {
+            return Err(VhostError::Lacks { who: state.name.clone(), what: "features the last one had" });
+        }
+        state.lost = None;
+        Ok(backend)
+    }
+
+    /// The lane is over; the next one finds the back end here.
+    pub(super) fn give_back(&self, backend: B) {
+        self.lock().backend = Some(backend);
+    }
+
+    /// The lane is over and the back end too.
+    pub(super) fn lose(&self, why: &impl ToString) {
+        self.lock().lost = Some(why.to_string());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<B>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<B> std::fmt::Debug for Session<B> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").field("features", &self.features).finish_non_exhaustive()
+    }
+}
+
+/// The eventfd could not be read, or it could.
+pub(super) fn was_written(event: &EventFd) -> io::Result<bool> {
+    match event.read() {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+        Err(error) => Err(error),
+    }
+}
