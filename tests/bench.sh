@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What Nestling costs, in two tables; docs/benchmarks.md explains them. `make bench` builds everything and runs this.
+# What Nestling costs, in three tables; docs/benchmarks.md explains them. `make bench` builds everything and runs this.
 set -euo pipefail
 
 cd "$(dirname "$0")/.."
@@ -35,13 +35,15 @@ count_linux_boots() {
     "$out/quick/nestling-node" runner "$bench" linux --nestling "$nestling" --stock "$stock" --own "$own"
 }
 
-# The vsock device between a driver in memory and true sockets; a test, for it needs the driver that the tests have.
-measure_vsock() {
-  cargo test --quiet --profile quick --lib vsock::tests::speed -- --ignored --nocapture | grep '^|'
+# Packets and bytes through the devices, beside what they stand on. The library has the driver's end only where it is asked
+# for, and in a directory of its own, so that no other build gets it.
+measure_devices() {
+  cargo build --quiet --profile quick -p nestling-bench --features devices --target-dir target/bench
+  target/bench/x86_64-unknown-linux-gnu/quick/nestling-bench devices
 }
 
 compare_with_qemu
 echo
-measure_vsock
+measure_devices
 echo
 count_linux_boots
