@@ -84,9 +84,9 @@ impl Way for Stream {
         let watch = Watch::start()?;
         let thread = if self.to_guest { write_all(program) } else { read_all(program) };
         if self.to_guest {
-            driver.receive_all()?
+            driver.receive_all()?;
         } else {
-            driver.send_all()?
+            driver.send_all()?;
         }
         join(thread)?;
         let spent = watch.stop()?;
