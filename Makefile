@@ -138,10 +138,25 @@ test-guest: assets virtiofsd node
 	@cargo build --profile payload -p nestling-payload --features freestanding --target-dir target/payload
 	@cp -u target/payload/x86_64-unknown-linux-gnu/payload/nestling-payload $(ASSETS)/bin/
 	$(call say,'guests on VT-x')
-	NESTLING_NODE_MODULES=$${NESTLING_NODE_MODULES-vhost_net:vhost_vsock:loop} \
+	@cargo test --profile quick --features guest-tests --test guest --test payload --no-run
+	@$(MAKE) --jobs=2 guests-1 guests-2
+
+# Two machines at a time, for an emulated one uses one CPU. Each line says which it is of.
+GUESTS_1 := storage:: vsock:: memory:: platform::
+RUN_GUESTS = NESTLING_NODE_MODULES=$${NESTLING_NODE_MODULES-vhost_net:vhost_vsock:loop} \
+	NESTLING_NODE_TIMEOUT=$${NESTLING_NODE_TIMEOUT-2400} \
 	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(NODE) runner" NESTLING_PAYLOAD=$(ASSETS)/bin/nestling-payload \
-	cargo test --profile quick --features guest-tests --test guest --test payload -- \
-	  --test-threads=1 --nocapture --skip a_guest_that_never_exits_is_stopped
+	cargo test --profile quick --features guest-tests
+GUEST_OPTIONS := --test-threads=1 --nocapture
+
+.PHONY: guests-1
+guests-1:
+	@$(RUN_GUESTS) --test guest -- $(GUEST_OPTIONS) $(GUESTS_1) 2>&1 | sed -u 's/^/1| /'
+
+.PHONY: guests-2
+guests-2:
+	@{ $(RUN_GUESTS) --test guest -- $(GUEST_OPTIONS) $(addprefix --skip ,$(GUESTS_1)) && \
+	$(RUN_GUESTS) --test payload -- $(GUEST_OPTIONS) --skip a_guest_that_never_exits_is_stopped; } 2>&1 | sed -u 's/^/2| /'
 
 .PHONY: bench
 bench: binaries build node

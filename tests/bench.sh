@@ -35,9 +35,11 @@ count_linux_boots() {
     "$out/quick/nestling-node" runner "$bench" linux --nestling "$nestling" --stock "$stock" --own "$own"
 }
 
-# The vsock device between a driver in memory and true sockets; a test, for it needs the driver that the tests have.
-measure_vsock() {
-  cargo test --quiet --profile quick --lib vsock::tests::speed -- --ignored --nocapture | grep '^|'
+# Packets and bytes through the devices, beside what they stand on. The library has the driver's end only where it is asked
+# for, and in a directory of its own, so that no other build gets it.
+measure_devices() {
+  cargo build --quiet --profile quick -p nestling-bench --features devices --target-dir target/bench
+  target/bench/x86_64-unknown-linux-gnu/quick/nestling-bench devices
 }
 
 # The disk device between the same driver and a file. One codegen unit, as the release has it: what is measured here is
@@ -51,6 +53,6 @@ compare_with_qemu
 echo
 measure_disk
 echo
-measure_vsock
+measure_devices
 echo
 count_linux_boots

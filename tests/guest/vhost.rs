@@ -14,6 +14,7 @@ fn vhost_vsock_carries_streams_both_ways_at_no_exit() {
                   probe vsock-connect --port 2048 --bytes 1000000 --seed 4 --connections 4; wait; echo ALL DONE";
     let mut vm = Vm::start_devices(Kernel::Debian61, &["--vsock", "cid=7,vhost=true"], script);
     vm.expect("READY\r\n");
+    vm.expect("listening=");
     // The first connections are the drivers' warming up.
     let connect = [&["vsock-connect", "--cid", "7", "--port", "1024"], &FLOW[..]].concat();
     host::probe_ok(&connect);
@@ -60,6 +61,7 @@ fn tcp_over_vhost_net() {
                   ip link set eth0 down; echo ALL DONE";
     let mut vm = Vm::start_devices(Kernel::Debian61, &["--net", "tap=tap0,queues=2,vhost=on"], script);
     vm.expect("READY\r\n");
+    vm.expect("listening=");
     assert!(host::busybox(&["ip", "addr", "add", "10.77.0.1/24", "dev", "tap0"]).status().unwrap().success());
     let connect = [&["tcp-connect", "10.77.0.2:5000"], &FLOW[..]].concat();
     host::probe_ok(&connect);

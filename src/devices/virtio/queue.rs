@@ -205,10 +205,8 @@ impl DeviceQueue {
     /// # Errors
     /// A broken ring.
     pub fn pop(&mut self) -> Result<Option<Chain<'_>>, Fault> {
-        let has_next = self.queue.iter(&self.memory)?.next().is_some();
-        if has_next {
-            self.put_back(1);
-        } else if !self.queue.enable_notification(&self.memory)? {
+        let available = self.queue.avail_idx(&self.memory, Ordering::Acquire)?.0;
+        if available == self.queue.next_avail() && !self.queue.enable_notification(&self.memory)? {
             return Ok(None);
         }
         Ok(self.queue.iter(&self.memory)?.next())

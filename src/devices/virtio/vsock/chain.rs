@@ -55,6 +55,13 @@ impl<'m> Buffers<'m> {
 
     /// Cuts the run in two after `at` bytes; the first part is what is there of them.
     pub(super) fn split(self, at: usize) -> (Self, Self) {
+        // Most packets are taken whole: nothing to copy then.
+        if at >= self.len {
+            return (self, Self::default());
+        }
+        if at == 0 {
+            return (Self::default(), self);
+        }
         let (mut front, mut back) = (Self::default(), Self::default());
         for slice in self.slices {
             let wanted = at.saturating_sub(front.len);

@@ -6,7 +6,6 @@ mod hostile;
 mod opening;
 mod pair;
 mod random;
-mod speed;
 mod worker;
 
 use std::time::Duration;

@@ -11,7 +11,7 @@ use crate::devices::virtio::worker::Workers;
 const LONG: Duration = Duration::from_secs(30);
 
 /// A guest of sorts: it confirms what it is asked, and sends back what it gets.
-pub(super) struct Guest {
+struct Guest {
     memory: GuestMemoryMmap,
     rx: Driver,
     tx: Driver,
@@ -20,12 +20,10 @@ pub(super) struct Guest {
     seen: usize,
     path: PathBuf,
     counters: Counters,
-    /// The host's buffer, and what its program has taken; never over 2^32 in a measurement.
-    pub(super) credit: (u64, u64),
     _directory: tempfile::TempDir,
 }
 
-pub(super) fn guest(limit: u32) -> Guest {
+fn guest(limit: u32) -> Guest {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("v.sock");
     let device = Vsock::new(CID as u32, limit, VsockListener::bind(&path).unwrap());
@@ -38,18 +36,7 @@ pub(super) fn guest(limit: u32) -> Guest {
     let queues = Queues(queues.into_iter().map(Some).chain([None]).collect());
     let workers = Workers::spawn("vsock", lanes, queues, &Arc::default(), on_fault).unwrap();
     let counters = device.counters();
-    let mut guest = Guest {
-        memory,
-        rx,
-        tx,
-        bells,
-        workers,
-        seen: 0,
-        path,
-        counters,
-        credit: (0, 0),
-        _directory: directory,
-    };
+    let mut guest = Guest { memory, rx, tx, bells, workers, seen: 0, path, counters, _directory: directory };
     (0..RING).for_each(|_| guest.offer());
     guest
 }
@@ -91,7 +78,7 @@ impl Guest {
         }
     }
 
-    pub(super) fn connected(&mut self) -> (UnixStream, Header) {
+    fn connected(&mut self) -> (UnixStream, Header) {
         let mut program = UnixStream::connect(&self.path).unwrap();
         program.set_read_timeout(Some(LONG)).unwrap();
         program.write_all(b"CONNECT 52\n").unwrap();
@@ -103,35 +90,6 @@ impl Guest {
         program.read_exact(&mut line).unwrap();
         assert_eq!(line, format!("OK {}\n", request.src_port).as_bytes());
         (program, answer)
-    }
-
-    /// Takes every packet there is, for a measurement: only lengths and the last counters matter.
-    pub(super) fn take_data(&mut self) -> u64 {
-        let mut bytes = 0;
-        while self.rx.used_index() != self.seen as u16 {
-            let (head, len) = self.rx.used_element(self.seen as u16);
-            self.seen += 1;
-            bytes += u64::from(len) - HEADER_BYTES as u64;
-            let mut header = [0; HEADER_BYTES];
-            self.memory.read_slice(&mut header, GuestAddress(RX + u64::from(head) * RX_BYTES)).unwrap();
-            let header = Header::decode(&header);
-            self.credit = (header.buf_alloc.into(), header.fwd_cnt.into());
-            self.offer();
-        }
-        bytes
-    }
-
-    /// Sends a packet with `len` bytes of whatever is there, and does not wait.
-    pub(super) fn post(&mut self, header: &Header, len: u32) {
-        while self.transmit_is_full() {}
-        let at = TX + u64::from(self.tx.available() % 8) * 0x1_1000;
-        self.memory.write_slice(&header.encode(), GuestAddress(at)).unwrap();
-        self.tx.offer(&[readable(at, HEADER_BYTES as u32 + len)]);
-        self.bells[1].write(1).unwrap();
-    }
-
-    pub(super) fn transmit_is_full(&self) -> bool {
-        self.tx.available().wrapping_sub(self.tx.used_index()) >= 8
     }
 
     fn counter(&self, name: &str) -> u64 {
