@@ -6,7 +6,7 @@ use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
 
 use super::handler::{STATUS_IOERR, STATUS_UNSUPP};
-use super::{MAX_DISCARD_SECTORS, MAX_RANGES, MAX_ZERO_SECTORS};
+use super::{MAX_DISCARD_SECTORS, MAX_PIECES, MAX_RANGES, MAX_ZERO_SECTORS};
 use crate::backend::disk::{self, SECTOR};
 use crate::devices::virtio::Fault;
 
@@ -83,7 +83,9 @@ impl<'m> Request<'m> {
         let mut readable = Vec::new();
         let mut writable = Vec::new();
         let mut last_writable = None;
+        let mut ended = false;
         for descriptor in chain {
+            ended = !descriptor.has_next();
             let (address, len) = (descriptor.addr(), descriptor.len() as usize);
             let side = if descriptor.is_write_only() {
                 // An empty buffer has no last byte.
@@ -97,6 +99,13 @@ impl<'m> Request<'m> {
             for slice in memory.get_slices(address, len) {
                 side.push(slice.map_err(outside)?);
             }
+            // A table of its own could have 65535 entries, and what is in flight is kept.
+            if readable.len().saturating_add(writable.len()) > MAX_PIECES {
+                return Err(Fault::Chain("a request has more buffers than a queue"));
+            }
+        }
+        if !ended {
+            return Err(Fault::Chain("a request's chain of descriptors does not end"));
         }
         let header = take_front(&mut readable).ok_or(Fault::Chain("the request has no header"))?;
         let status = last_writable.ok_or(Fault::Chain("the request has no status byte"))?;
