@@ -275,3 +275,13 @@ fn a_base_of_unknown_format_is_not_guessed_by_its_bytes_alone() {
     let text = refusal(&path);
     assert!(text.contains("qemu-img rebase -u -F FORMAT -b base.img"), "{text}");
 }
+
+#[test]
+fn an_image_that_is_cut_off_is_no_empty_disk() {
+    let directory = TempDir::new().unwrap();
+    let path = made(&directory, "cut.qcow2", "16M", &[]);
+    Qcow2Disk::open(&path, Access::READ, true).unwrap();
+    fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(4096).unwrap();
+    let refused = Qcow2Disk::open(&path, Access::READ, true).unwrap_err().to_string();
+    assert!(refused.contains("it is cut off before its L1 table"), "{refused}");
+}
