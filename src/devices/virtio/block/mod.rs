@@ -238,8 +238,11 @@ impl VirtioDevice for Block {
         let enabled = start.queues.0.iter().enumerate();
         let enabled: Vec<usize> =
             enabled.filter_map(|(index, queue)| queue.as_ref().map(|_| index)).collect();
-        let sets =
-            if self.0.limit.is_some() { vec![enabled] } else { enabled.into_iter().map(|index| vec![index]).collect() };
+        let sets = if self.0.limit.is_some() {
+            vec![enabled]
+        } else {
+            enabled.into_iter().map(|index| vec![index]).collect()
+        };
         let mut lanes = Vec::with_capacity(sets.len());
         for queues in sets {
             let handler = Box::new(self.handler(start.features, start.memory)?);
