@@ -64,6 +64,12 @@ impl<'a> Buffers<'a> {
         self.bytes
     }
 
+    /// Runs of memory.
+    #[must_use]
+    pub fn pieces(&self) -> usize {
+        self.vectors.len()
+    }
+
     /// Whether there is no byte.
     #[must_use]
     pub fn is_empty(&self) -> bool {

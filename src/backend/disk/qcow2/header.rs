@@ -110,6 +110,11 @@ impl Header {
         if u64::from(l1_entries) * 8 > MAX_L1_BYTES {
             return Err(wrong("its L1 table is larger than 32 MiB"));
         }
+        // Behind the end of a file everything reads as zeroes: the disk would look empty, and be copied as such.
+        let l1_at = fields.u64(40).ok_or_else(cut)?;
+        if l1_entries > 0 && l1_at.is_multiple_of(512) && read_up_to(file, l1_at, 8)?.len() < 8 {
+            return Err(wrong("it is cut off before its L1 table"));
+        }
         if u64::from(refcount_clusters) << cluster_bits > MAX_REFCOUNT_TABLE_BYTES {
             return Err(wrong("its refcount table is larger than 8 MiB"));
         }

@@ -306,3 +306,13 @@ fn a_table_that_was_not_flushed_is_leaked_by_a_kill_and_not_given_out_twice() {
     qemu_img(&["check", "-q", path.to_str().unwrap()]);
     assert_eq!([0, 1, 3, 599 * 2].map(|number| found(&path, number)), [1, 2, 4, 9]);
 }
+
+#[test]
+fn an_image_that_is_cut_off_is_no_empty_disk() {
+    let directory = TempDir::new().unwrap();
+    let path = made(&directory, "cut.qcow2", "16M", &[]);
+    Qcow2Disk::open(&path, Access::READ, true).unwrap();
+    fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(4096).unwrap();
+    let refused = Qcow2Disk::open(&path, Access::READ, true).unwrap_err().to_string();
+    assert!(refused.contains("it is cut off before its L1 table"), "{refused}");
+}

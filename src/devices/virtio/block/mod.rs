@@ -41,6 +41,9 @@ const F_WRITE_ZEROES: u64 = 1 << 14;
 const QUEUE_SIZE: u16 = 256;
 /// Data segments a request may have: the ring without header and status.
 const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
+/// The most pieces of guest memory in one request: a chain is no longer than its queue (virtio 1.2 §2.7.5.3.1), and a buffer
+/// may straddle two regions.
+const MAX_PIECES: usize = QUEUE_SIZE as usize * 2;
 /// The most data of one request, in bytes.
 const MAX_DATA_BYTES: u64 = 1 << 30;
 /// Ranges of one discard or write-zeroes request.
@@ -96,6 +99,8 @@ struct Shared {
     config: Mutex<Option<ConfigChange>>,
     /// The size in the configuration structure that the driver sees.
     shown_bytes: AtomicU64,
+    /// A reset does not fill its buckets.
+    limit: Option<RateLimit>,
     counts: Counts,
     complaints: Complaints,
 }
@@ -115,8 +120,11 @@ impl Block {
         if let Some(reason) = trial.instead_of_uring() {
             tracing::debug!(disk = %disk.path().display(), reason, "no io_uring: threads do the I/O");
         }
+        let limit = RateLimit::new(options.bytes, options.operations)
+            .map_err(|cause| DiskError::Engine { path: disk.path().into(), cause })?;
         Ok(Self(Arc::new(Shared {
             serial,
+            limit,
             engine: trial.name(),
             writeback: AtomicBool::new(options.writeback),
             negotiated: AtomicU64::new(0),
@@ -133,7 +141,7 @@ impl Block {
         let Shared { disk, options, .. } = &*self.0;
         let engine = Engine::new(disk, options.io, QUEUE_SIZE)
             .map_err(|error| Fault::Host(std::io::Error::other(error)))?;
-        let limit = RateLimit::new(options.bytes, options.operations).map_err(Fault::Host)?;
+        let limit = self.0.limit.as_ref().map(RateLimit::share).transpose().map_err(Fault::Host)?;
         Ok(BlockHandler::new(Arc::clone(&self.0), features, engine, limit, memory.clone()))
     }
 }
@@ -206,9 +214,11 @@ impl VirtioDevice for Block {
         let enabled = start.queues.0.iter().enumerate();
         let enabled: Vec<usize> =
             enabled.filter_map(|(index, queue)| queue.as_ref().map(|_| index)).collect();
-        let limited = self.0.options.bytes.is_some() || self.0.options.operations.is_some();
-        let sets =
-            if limited { vec![enabled] } else { enabled.into_iter().map(|index| vec![index]).collect() };
+        let sets = if self.0.limit.is_some() {
+            vec![enabled]
+        } else {
+            enabled.into_iter().map(|index| vec![index]).collect()
+        };
         let mut lanes = Vec::with_capacity(sets.len());
         for queues in sets {
             let handler = Box::new(self.handler(start.features, start.memory)?);

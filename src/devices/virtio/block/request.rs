@@ -6,7 +6,7 @@ use virtio_queue::DescriptorChain;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 use super::handler::{STATUS_IOERR, STATUS_UNSUPP};
-use super::{MAX_DISCARD_SECTORS, MAX_RANGES, MAX_ZERO_SECTORS};
+use super::{MAX_DISCARD_SECTORS, MAX_PIECES, MAX_RANGES, MAX_ZERO_SECTORS};
 use crate::backend::disk::{self, Buffers, SECTOR};
 use crate::devices::virtio::Fault;
 
@@ -82,8 +82,9 @@ impl<'m> Request<'m> {
         let mut readable = Buffers::default();
         let mut writable = Buffers::default();
         let mut last_writable = None;
-        let mut is_cut = false;
+        let mut ended = false;
         for descriptor in chain {
+            ended = !descriptor.has_next();
             let (address, len) = (descriptor.addr(), descriptor.len() as usize);
             let side = if descriptor.is_write_only() {
                 // An empty buffer has no last byte.
@@ -93,19 +94,22 @@ impl<'m> Request<'m> {
             } else {
                 &mut readable
             };
-            is_cut = descriptor.has_next();
             // Nearly every buffer lies in one run of RAM.
             if let Ok(slice) = memory.get_slice(address, len) {
                 side.add(&slice);
-                continue;
+            } else {
+                let outside = |_| Fault::Chain("a buffer lies outside guest memory");
+                for slice in memory.get_slices(address, len) {
+                    side.add(&slice.map_err(outside)?);
+                }
             }
-            let outside = |_| Fault::Chain("a buffer lies outside guest memory");
-            for slice in memory.get_slices(address, len) {
-                side.add(&slice.map_err(outside)?);
+            // A table of its own could have 65535 entries, and what is in flight is kept.
+            if readable.pieces().saturating_add(writable.pieces()) > MAX_PIECES {
+                return Err(Fault::Chain("a request has more buffers than a queue"));
             }
         }
-        if is_cut {
-            return Err(Fault::Chain("the chain has no end"));
+        if !ended {
+            return Err(Fault::Chain("a request's chain of descriptors does not end"));
         }
         let mut header = [0; HEADER_BYTES];
         if readable.len() < HEADER_BYTES as u64 {

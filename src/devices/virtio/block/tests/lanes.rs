@@ -173,3 +173,45 @@ fn a_queue_per_vcpu_is_what_the_driver_sees() {
     assert_eq!(block.queue_sizes(), vec![QUEUE_SIZE; 4]);
     assert_eq!(block.config()[34..36], [4, 0]);
 }
+
+#[test]
+fn a_table_longer_than_the_queue_is_refused_before_it_is_kept() {
+    let mut disk = fixture(false);
+    disk.header(READ, 0);
+    // A table may have 65535 entries: a megabyte of ours for each of 256 requests, which may all share it.
+    let mut chain = vec![header()];
+    chain.extend((0..MAX_PIECES as u64).map(|_| writable(BODY, 1)));
+    chain.push(status());
+    disk.driver.offer_indirect(DATA + 0x2_0000, &chain);
+    let refused = disk.on_queue().unwrap_err();
+    assert!(matches!(refused, Fault::Chain("a request has more buffers than a queue")), "{refused}");
+}
+
+#[test]
+fn a_chain_that_leads_nowhere_is_no_request() {
+    let mut disk = fixture(false);
+    disk.header(WRITE, 0);
+    disk.driver.store(0, HEADER, 16, 1, 1);
+    disk.driver.store(1, BODY, 512, 1, 2);
+    // It goes on outside the table, behind what looks like a whole request.
+    disk.driver.store(2, STATUS, 1, 3, QUEUE_SIZE);
+    disk.driver.offer_head(0);
+    assert!(matches!(disk.on_queue(), Err(Fault::Chain(_))));
+    assert_eq!(std::fs::read(disk.image.path()).unwrap()[..512], [1; 512], "nothing was written");
+}
+
+#[test]
+fn a_reset_does_not_fill_the_buckets() {
+    let mut disk = many(Io::Threads, None, Some(Rate { per_second: 1, burst: 1 }));
+    let mut begun = 0;
+    for _ in 0..20 {
+        disk.handler = disk.block.handler(F_FLUSH, &disk.memory).unwrap();
+        disk.driver.clear();
+        disk.driver = Driver::new(&disk.memory, 0, QUEUE_SIZE);
+        disk.queues = Queues(vec![Some(disk.driver.device(false, &open_msix(1).1))]);
+        offer_writes(&mut disk, 8);
+        disk.on_queue().unwrap();
+        begun += disk.driver.used().len();
+    }
+    assert!(begun <= 10, "{begun} requests where two may begin at once and one a second");
+}
