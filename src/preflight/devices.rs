@@ -23,13 +23,13 @@ const WANTED: [Wanted; 3] = [
         id: CheckId::VhostNet,
         path: "/dev/vhost-net",
         without: "a guest's frames pass through Nestling's own threads, not the kernel's",
-        fix: "`securityContext: {privileged: true}`, or a device plugin for vhost-net; on the node: modprobe vhost_net",
+        fix: "`privileged: true`, or a device plugin for vhost-net; on the node: modprobe vhost_net",
     },
     Wanted {
         id: CheckId::VhostVsock,
         path: "/dev/vhost-vsock",
         without: "no --vsock vhost=true; vsock by Unix sockets needs no device",
-        fix: "`securityContext: {privileged: true}`, or a device plugin for vhost-vsock; on the node: modprobe vhost_vsock",
+        fix: "`privileged: true`, or a device plugin for vhost-vsock; on the node: modprobe vhost_vsock",
     },
 ];
 
