@@ -9,6 +9,9 @@ use crate::status::client::Client;
 
 /// Plug the cable of a network interface in or out: the guest sees its carrier come or go, and so does the tap
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  nestling link 0 down
+  nestling link 0 up")]
 pub(super) struct LinkArgs {
     /// Which interface, in the order of --net, from 0
     #[arg(value_name = "N")]

@@ -9,6 +9,9 @@ use crate::status::client::Client;
 
 /// Show the guest's memory, or set how much of it the guest should do with
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  nestling memory
+  nestling memory 128M")]
 pub(super) struct MemoryArgs {
     /// What the guest should do with, for example 128M; its full size empties the balloon. The guest gets there in its own
     /// time: ask again

@@ -94,12 +94,12 @@ pub(super) struct RunArgs {
     share: Vec<String>,
     /// Streams between programs of the guest and of the host: `cid=N,path=FILE`. The host's connect to the Unix socket FILE
     /// and say `CONNECT <port>`; the guest reaches FILE_<port> as port <port> of cid 2. Or `cid=N,vhost=true`: the node's
-    /// own AF_VSOCK, through /dev/vhost-vsock [default: cid=3]
+    /// own AF_VSOCK, through /dev/vhost-vsock. Without `cid=` it is 3
     #[arg(long, value_name = "VSOCK")]
     vsock: Option<String>,
 
     /// A network interface, repeatable; the first is the guest's eth0. `tap=NAME`, or `tap` for a new one; then
-    /// `,mac=…`, `,mtu=N`, `,queues=N`, `,fd=N` and `,rx-bytes-per-second=SIZE` (also rx-packets, tx-…) if wanted
+    /// `,mac=…`, `,mtu=N`, `,queues=N`, `,vhost=on|off`, `,fd=N` and `,rx-bytes-per-second=SIZE` (also rx-packets, tx-…) if wanted
     #[arg(long, value_name = "NET")]
     net: Vec<String>,
 

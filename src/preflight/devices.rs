@@ -16,20 +16,20 @@ const WANTED: [Wanted; 3] = [
     Wanted {
         id: CheckId::NetTun,
         path: "/dev/net/tun",
-        without: "no guest network by tap (--net mode=pod-ip or nat)",
+        without: "no guest network (--net tap), unless an opened tap is inherited",
         fix: "`securityContext: {privileged: true}`, or a device plugin for tun; on the node: modprobe tun",
     },
     Wanted {
         id: CheckId::VhostNet,
         path: "/dev/vhost-net",
-        without: "nothing: guests have no network yet",
-        fix: "",
+        without: "a guest's frames pass through Nestling's own threads, not the kernel's",
+        fix: "`privileged: true`, or a device plugin for vhost-net; on the node: modprobe vhost_net",
     },
     Wanted {
         id: CheckId::VhostVsock,
         path: "/dev/vhost-vsock",
-        without: "nothing: guests have no vsock yet",
-        fix: "",
+        without: "no --vsock vhost=true; vsock by Unix sockets needs no device",
+        fix: "`privileged: true`, or a device plugin for vhost-vsock; on the node: modprobe vhost_vsock",
     },
 ];
 
@@ -49,8 +49,8 @@ impl Wanted {
             Device::Absent { errno } | Device::Refused { errno, .. } => *errno,
         };
         let why = if errno == 0 { "not a character device".to_owned() } else { errno_name(errno) };
-        let finding =
-            Finding::info(self.id, Layer::Network, format!("{}: {why}", self.path)).means(self.without);
-        if self.fix.is_empty() { finding } else { finding.fix(self.fix) }
+        Finding::info(self.id, Layer::Network, format!("{}: {why}", self.path))
+            .means(self.without)
+            .fix(self.fix)
     }
 }

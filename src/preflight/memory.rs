@@ -64,7 +64,7 @@ fn shmem(host: &dyn Host) -> Finding {
     let id = CheckId::MemoryShmemThp;
     match host.read(THP_SHMEM).ok().and_then(|content| chosen(&content)) {
         Some(mode) => Finding::info(id, Layer::Memory, format!("{THP_SHMEM}: {mode}"))
-            .means("only matters for shared guest RAM; Nestling's is private and not concerned"),
+            .means("matters for shared guest RAM only, which --share makes"),
         None => Finding::info(id, Layer::Memory, format!("{THP_SHMEM}: not to be read")),
     }
 }
@@ -82,7 +82,8 @@ fn hugetlb(host: &dyn Host) -> Finding {
         value("HugePages_Free"),
         value("Hugepagesize")
     );
-    Finding::info(id, Layer::Memory, saw).means("a reserved pool is not needed: transparent huge pages do")
+    Finding::info(id, Layer::Memory, saw)
+        .means("a VM with a --share takes its RAM from this pool if it is large enough; no other needs it")
 }
 
 fn overcommit(host: &dyn Host) -> Finding {
