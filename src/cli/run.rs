@@ -93,7 +93,7 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "SHARE")]
     share: Vec<String>,
     /// Streams between programs of the guest and of the host: `cid=N,path=FILE`. The host's connect to the Unix socket FILE
-    /// and say `CONNECT <port>`; the guest reaches FILE_<port> as port <port> of cid 2. Or `cid=N,vhost=true`: the node's
+    /// and say `CONNECT <port>`; the guest reaches `FILE_<port>` as that port of cid 2. Or `cid=N,vhost=true`: the node's
     /// own AF_VSOCK, through /dev/vhost-vsock. Without `cid=` it is 3
     #[arg(long, value_name = "VSOCK")]
     vsock: Option<String>,

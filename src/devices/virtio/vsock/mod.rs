@@ -1,7 +1,7 @@
 //! virtio-vsock (virtio 1.2 §5.10): streams between programs of the guest and programs of the host, by port numbers.
 //!
-//! [`header`] and [`chain`] read and write packets, [`connection`] is the state of one stream, [`credit`] how much may be
-//! on its way; [`muxer`] has all of them. None of these knows a descriptor: the host's ends are
+//! `header` and `chain` read and write packets, `connection` is the state of one stream, `credit` how much may be
+//! on its way; `muxer` has all of them. None of these knows a descriptor: the host's ends are
 //! [`Stream`](crate::backend::vsock::Stream)s.
 
 mod chain;
