@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nestling::backend::console::ConsoleHub;
-use nestling::spec::plan::{BalloonPlan, CmdlinePlan, ConsoleKind, DiskPlan, MachinePlan, RngPlan};
+use nestling::spec::plan::{CmdlinePlan, ConsoleKind, DiskPlan, MachinePlan, RngPlan};
 use nestling::status::model::{DeviceFacts, EndReason, MachineEvent, MachineFacts};
 use nestling::vmm::{ConsoleIo, Machine};
 
@@ -65,7 +65,7 @@ impl Guest {
     /// A guest with one vCPU, 64 MiB, a UART and no disk that runs `scenario`.
     pub(crate) fn new(scenario: &str) -> Self {
         let plan = MachinePlan {
-            balloon: Some(BalloonPlan::default()),
+            balloon: None,
             rng: RngPlan::default(),
             cpus: 1,
             memory_bytes: 64 * MIB,
