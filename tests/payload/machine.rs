@@ -111,6 +111,8 @@ fn a_paused_machine_does_nothing_and_loses_nothing() {
         let facts = running.machine.facts();
         assert!(facts.vcpus.iter().all(|vcpu| vcpu.state != "running"), "{:?}", facts.vcpus);
         running.machine.resume();
+        // On an idle machine the next pause would come before the vCPU has entered the guest: it would never get on.
+        std::thread::sleep(Duration::from_millis(2));
         pauses += 1;
         if at_rest == 4000 || facts.vcpus[0].state == "stopped" {
             break running.finish();
