@@ -93,7 +93,7 @@ fn device(plan: &DiskPlan, index: usize, cpus: u8) -> Result<Block, DiskError> {
 }
 
 /// A bucket holds what a second brings, and the burst on top.
-fn rate(limit: RateLimit) -> Rate {
+pub(super) fn rate(limit: RateLimit) -> Rate {
     Rate { per_second: limit.per_second, burst: limit.per_second.saturating_add(limit.burst) }
 }
 

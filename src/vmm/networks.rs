@@ -4,11 +4,11 @@ use std::path::Path;
 
 use vm_memory::GuestMemoryMmap;
 
+use super::disks::rate;
 use super::error::{MachineError, resource};
 use crate::backend::tap::{Tap, TapSource};
-use crate::devices::rate_limit::Rate;
 use crate::devices::virtio::net::{DirectionRates, Net};
-use crate::spec::plan::{DirectionPlan, NetPlan, RateLimit, TapPlan, VhostPlan};
+use crate::spec::plan::{DirectionPlan, NetPlan, TapPlan, VhostPlan};
 
 /// Opens an interface's tap and puts the device on it.
 pub(super) fn interface(plan: &NetPlan, memory: &GuestMemoryMmap) -> Result<Net, MachineError> {
@@ -18,10 +18,6 @@ pub(super) fn interface(plan: &NetPlan, memory: &GuestMemoryMmap) -> Result<Net,
         TapPlan::Descriptor(fd) => TapSource::Descriptor(*fd),
     };
     let tap = Tap::open(&source, plan.queues, plan.mtu)?;
-    let rate = |plan: RateLimit| Rate {
-        per_second: plan.per_second,
-        burst: plan.per_second.saturating_add(plan.burst),
-    };
     let rates =
         |plan: DirectionPlan| DirectionRates { bytes: plan.bytes.map(rate), frames: plan.packets.map(rate) };
     let mut net = Net::new(tap, plan.mac, rates(plan.receive), rates(plan.transmit))

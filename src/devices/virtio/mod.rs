@@ -25,6 +25,7 @@ pub mod worker;
 
 use std::collections::BTreeMap;
 use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use queue::Queues;
 use transport::ConfigChange;
@@ -97,6 +98,11 @@ pub enum Listen {
 
 /// Live numbers of a device, readable while its workers run.
 pub type Counters = Box<dyn Fn() -> BTreeMap<String, u64> + Send + Sync>;
+
+/// One of the [`Counters`] by its name.
+fn counted(name: &str, counter: &AtomicU64) -> (String, u64) {
+    (name.to_owned(), counter.load(Ordering::Relaxed))
+}
 
 /// One virtio device: its identity, and what outlives a reset by the driver.
 pub trait VirtioDevice: Send + Sync {

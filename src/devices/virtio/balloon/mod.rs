@@ -21,7 +21,7 @@ use self::handler::BalloonHandler;
 use self::release::PAGE;
 use super::queue::Queues;
 use super::transport::ConfigChange;
-use super::{Counters, Fault, Kind, Lane, Start, VirtioDevice};
+use super::{Counters, Fault, Kind, Lane, Start, VirtioDevice, counted};
 use crate::status::model::{BalloonFacts, GuestMemoryFacts};
 
 /// VIRTIO_BALLOON_F_MUST_TELL_HOST: the driver takes no page out of the balloon before we know.
@@ -275,14 +275,13 @@ impl VirtioDevice for Balloon {
         let shared = Arc::clone(&self.0);
         Box::new(move || {
             let counts = &shared.counts;
-            let load = |name: &str, count: &AtomicU64| (name.to_owned(), count.load(Ordering::Relaxed));
             BTreeMap::from([
-                load("bytes_inflated", &counts.inflated),
-                load("bytes_deflated", &counts.deflated),
-                load("bytes_reported", &counts.reported),
-                load("bytes_released", &counts.released),
-                load("bytes_refused", &counts.refused),
-                load("statistics", &counts.statistics),
+                counted("bytes_inflated", &counts.inflated),
+                counted("bytes_deflated", &counts.deflated),
+                counted("bytes_reported", &counts.reported),
+                counted("bytes_released", &counts.released),
+                counted("bytes_refused", &counts.refused),
+                counted("statistics", &counts.statistics),
             ])
         })
     }

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::devices::virtio::counted;
+
 /// Requests that were done, and their bytes.
 #[derive(Debug, Default)]
 pub(super) struct Counts {
@@ -23,17 +25,16 @@ impl Counts {
     }
 
     pub(super) fn by_name(&self) -> BTreeMap<String, u64> {
-        let load = |name: &str, counter: &AtomicU64| (name.to_owned(), counter.load(Ordering::Relaxed));
         BTreeMap::from([
-            load("reads", &self.reads),
-            load("writes", &self.writes),
-            load("flushes", &self.flushes),
-            load("discards", &self.discards),
-            load("write_zeroes", &self.zeroes),
-            load("bytes_read", &self.bytes_read),
-            load("bytes_written", &self.bytes_written),
-            load("errors", &self.errors),
-            load("throttled", &self.throttled),
+            counted("reads", &self.reads),
+            counted("writes", &self.writes),
+            counted("flushes", &self.flushes),
+            counted("discards", &self.discards),
+            counted("write_zeroes", &self.zeroes),
+            counted("bytes_read", &self.bytes_read),
+            counted("bytes_written", &self.bytes_written),
+            counted("errors", &self.errors),
+            counted("throttled", &self.throttled),
         ])
     }
 }

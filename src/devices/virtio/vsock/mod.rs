@@ -14,7 +14,7 @@ mod receive;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use vm_memory::{Bytes, GuestMemoryMmap};
@@ -23,7 +23,7 @@ use self::chain::Packet;
 use self::muxer::{Counts, Muxer};
 use self::receive::Receive;
 use super::queue::{DeviceQueue, Fate, Queues};
-use super::{Counters, Fault, HostSource, Kind, Lane, Listen, QueueHandler, Start, VirtioDevice};
+use super::{Counters, Fault, HostSource, Kind, Lane, Listen, QueueHandler, Start, VirtioDevice, counted};
 use crate::backend::vsock::{Host, HostEvent, UnixHost, VsockListener};
 
 const RECEIVE: usize = 0;
@@ -112,16 +112,15 @@ impl VirtioDevice for Vsock {
     fn counters(&self) -> Counters {
         let counts = Arc::clone(&self.0.counts);
         Box::new(move || {
-            let load = |name: &str, counter: &AtomicU64| (name.to_owned(), counter.load(Ordering::Relaxed));
             BTreeMap::from([
-                load("connections_open", &counts.open),
-                load("connections_total", &counts.total),
-                load("connections_refused", &counts.refused),
-                load("connections_broken", &counts.broken),
-                load("packets_to_guest", &counts.packets_to_guest),
-                load("packets_to_host", &counts.packets_to_host),
-                load("bytes_to_guest", &counts.bytes_to_guest),
-                load("bytes_to_host", &counts.bytes_to_host),
+                counted("connections_open", &counts.open),
+                counted("connections_total", &counts.total),
+                counted("connections_refused", &counts.refused),
+                counted("connections_broken", &counts.broken),
+                counted("packets_to_guest", &counts.packets_to_guest),
+                counted("packets_to_host", &counts.packets_to_host),
+                counted("bytes_to_guest", &counts.bytes_to_guest),
+                counted("bytes_to_host", &counts.bytes_to_host),
             ])
         })
     }
