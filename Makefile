@@ -76,26 +76,14 @@ $(ASSETS)/debian-%/initramfs.cpio: $(ASSETS)/debian-%/vmlinux $(QUICK)/nestling-
 $(ASSETS)/nestling/initramfs.cpio: $(ASSETS)/nestling/vmlinux $(QUICK)/nestling-init $(QUICK)/nestling-initramfs
 	$(INITRAMFS) --out $@
 
-# The other end of virtio-fs, for the tests: upstream's, as one static file that runs in the node too.
-VIRTIOFSD := 1.14.0
-TOOLS     := $(HOME)/.cache/nestling/virtiofsd-$(VIRTIOFSD)
-
+# The other end of virtio-fs: upstream's, as one static file that runs in the node too.
 .PHONY: virtiofsd
 virtiofsd: $(ASSETS)/bin/virtiofsd
 
-$(ASSETS)/bin/virtiofsd: $(TOOLS)/bin/virtiofsd
-	@mkdir -p $(@D) && cp $< $@
-
-# The linker prefers a shared library where it finds one: it looks first where there are only static ones.
-$(TOOLS)/bin/virtiofsd:
-	$(call say,'virtiofsd $(VIRTIOFSD)')
+$(ASSETS)/bin/virtiofsd: images/virtiofsd/build.sh
+	$(call say,'virtiofsd')
 	@$(MAKE) packages PACKAGES='/usr/include/cap-ng.h:libcap-ng-dev /usr/include/seccomp.h:libseccomp-dev'
-	@mkdir -p target/virtiofsd/lib
-	@ln -sf /usr/lib/$$(gcc -print-multiarch)/lib{cap-ng,seccomp}.a target/virtiofsd/lib/
-	LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH=$(CURDIR)/target/virtiofsd/lib CARGO_PROFILE_RELEASE_LTO=off \
-	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS='-C target-feature=+crt-static -L native=$(CURDIR)/target/virtiofsd/lib' \
-	cargo install virtiofsd --version $(VIRTIOFSD) --locked --target x86_64-unknown-linux-gnu \
-	  --target-dir target/virtiofsd --root $(TOOLS)
+	images/virtiofsd/build.sh $(@D)
 
 # Modules that a guest of the tests loads by name (`probe load NAME`); those that one kernel has and the other has not.
 SPARE_MODULES      := virtio_net vmw_vsock_virtio_transport vsock_diag virtio_balloon virtiofs fuse \
