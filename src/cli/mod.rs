@@ -6,6 +6,7 @@ mod events;
 mod link;
 mod log;
 mod logs;
+mod manual;
 mod memory;
 mod output;
 mod pause;
@@ -53,6 +54,8 @@ enum Command {
     Resume(pause::ResumeArgs),
     Memory(memory::MemoryArgs),
     Disk(disk::DiskArgs),
+    Completions(manual::CompletionsArgs),
+    Man(manual::ManArgs),
 }
 
 /// Which instance a command talks to.
@@ -104,6 +107,8 @@ impl Command {
             Self::Resume(args) => pause::resume(args).code(),
             Self::Memory(args) => memory::run(args).code(),
             Self::Disk(args) => disk::run(args).code(),
+            Self::Completions(args) => manual::completions(args).code(),
+            Self::Man(args) => manual::man(args).code(),
         }
     }
 }
