@@ -141,15 +141,8 @@ pub(super) fn run(args: &DiskArgs) -> Exit {
 }
 
 fn resize(args: &ResizeArgs) -> Exit {
-    let socket = &args.instance.socket;
-    let client = Client::new(socket);
-    match super::block_on(socket, client.resize_disk(&args.disk, args.size.as_deref())) {
-        Ok(()) => Exit::Success,
-        Err(error) => {
-            output::complain(&chain(&error));
-            Exit::NoInstance
-        }
-    }
+    let client = Client::new(&args.instance.socket);
+    super::ask(client.resize_disk(&args.disk, args.size.as_deref()))
 }
 
 fn size(text: &str) -> Result<u64, String> {

@@ -30,7 +30,8 @@ impl Disks {
         let before = disk.size_bytes();
         let resized = disk.resize(size_bytes).map_err(|error| match error {
             ResizeError::Kernel(_) => Refusal::Failed(error.to_string()),
-            _ => Refusal::Bad(error.to_string()),
+            ResizeError::ReadOnly | ResizeError::Fixed { .. } => Refusal::Cannot(error.to_string()),
+            ResizeError::NoSectors(_) | ResizeError::Smaller { .. } => Refusal::Bad(error.to_string()),
         })?;
         tracing::info!(disk = which, before, now = resized, "a disk was resized");
         Ok(())
@@ -53,11 +54,10 @@ impl Disks {
         let found = (0..self.0.len()).find(is_it).and_then(|index| self.0.get(index));
         found.map(AsRef::as_ref).ok_or_else(|| {
             let names: Vec<_> = (0..self.0.len()).map(linux_name).collect();
-            Refusal::Bad(if names.is_empty() {
-                "the machine has no disk".to_owned()
-            } else {
-                format!("there is no disk {which}: the machine has {}", names.join(", "))
-            })
+            if names.is_empty() {
+                return Refusal::Cannot("the machine has no disk: it was started without --disk".to_owned());
+            }
+            Refusal::Bad(format!("there is no disk `{which}`: the machine has {}", names.join(", ")))
         })
     }
 }
@@ -149,7 +149,7 @@ mod tests {
         }
         assert_eq!(sizes(&disks), [2, 3, 4, 5], "a serial number comes before Linux's name");
         let said = |which| disks.resize(which, None).unwrap_err().to_string();
-        assert_eq!(said("vde"), "there is no disk vde: the machine has vda, vdb, vdc, vdd");
+        assert_eq!(said("vde"), "there is no disk `vde`: the machine has vda, vdb, vdc, vdd");
         assert!(said("data").starts_with("more than one disk has the serial number data"));
         assert!(Disks(Vec::new()).resize("vda", None).is_err());
         let names = [0, 25, 26, 701, 702].map(linux_name);

@@ -173,7 +173,7 @@ impl Machine {
             Operation::Pause => self.pause(),
             Operation::Resume => self.resume(),
             Operation::SetMemory { target_bytes } => self.set_memory(*target_bytes)?,
-            Operation::SetLink { interface, up } => self.devices.set_link(*interface, *up)?,
+            Operation::SetLink { interface, up } => networks::set_link(&self.devices.nets, interface, *up)?,
             Operation::ResizeDisk { disk, size_bytes } => self.devices.disks.resize(disk, *size_bytes)?,
         }
         Ok(())
@@ -182,8 +182,10 @@ impl Machine {
     /// Sets how much of its RAM the guest should do with.
     fn set_memory(&self, target_bytes: u64) -> Result<(), Refusal> {
         let none = "the machine has no balloon: it was started with `--balloon off`";
-        let balloon = self.devices.balloon.as_ref().ok_or_else(|| Refusal::Bad(none.to_owned()))?;
-        balloon.set_target(target_bytes).map_err(|error| Refusal::Bad(error.to_string()))
+        let balloon = self.devices.balloon.as_ref().ok_or_else(|| Refusal::Cannot(none.to_owned()))?;
+        let before = balloon.set_target(target_bytes).map_err(|error| Refusal::Bad(error.to_string()))?;
+        tracing::info!(before, now = target_bytes, "the guest's memory target was set");
+        Ok(())
     }
 
     /// Makes every vCPU leave the guest.

@@ -1,6 +1,7 @@
 //! A network interface's plan becomes its device.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use vm_memory::GuestMemoryMmap;
 
@@ -9,6 +10,7 @@ use super::error::{MachineError, resource};
 use crate::backend::tap::{Tap, TapSource};
 use crate::devices::virtio::net::{DirectionRates, Net};
 use crate::spec::plan::{DirectionPlan, NetPlan, TapPlan, VhostPlan};
+use crate::status::operation::Refusal;
 
 /// Opens an interface's tap and puts the device on it.
 pub(super) fn interface(plan: &NetPlan, memory: &GuestMemoryMmap) -> Result<Net, MachineError> {
@@ -32,4 +34,32 @@ pub(super) fn interface(plan: &NetPlan, memory: &GuestMemoryMmap) -> Result<Net,
         VhostPlan::Auto | VhostPlan::Off => {}
     }
     Ok(net)
+}
+
+/// Plugs the cable of an interface in or out, whose number or tap is `which`.
+pub(super) fn set_link(nets: &[Arc<Net>], which: &str, up: bool) -> Result<(), Refusal> {
+    let numbered = || nets.iter().enumerate();
+    let called = numbered().find(|(index, net)| index.to_string() == which || net.tap_name() == which);
+    let (index, net) = called.ok_or_else(|| {
+        let names: Vec<_> = numbered().map(|(index, net)| format!("{index} (tap {})", net.tap_name())).collect();
+        if names.is_empty() {
+            let none = "the machine has no network interface: it was started without --net";
+            return Refusal::Cannot(none.to_owned());
+        }
+        let names = names.join(", ");
+        Refusal::Bad(format!(
+            "there is no network interface `{which}`: the machine has {names}; name one by its number or its tap"
+        ))
+    })?;
+    let state = |up| if up { "up" } else { "down" };
+    let before = state(net.link_is_up());
+    net.set_link(up);
+    tracing::info!(
+        interface = index,
+        tap = net.tap_name(),
+        before,
+        now = state(up),
+        "a network link was set"
+    );
+    Ok(())
 }
