@@ -188,7 +188,7 @@ fn every_bad_spec_is_one_sentence_with_line_and_column() {
         ("kernel: kernel\ncpus: 300\n", vec!["vm.yaml:2:7: `300`"]),
         ("kernel: kernel\nmemory: 0\n", vec!["vm.yaml:2:9: 0 is too little"]),
         ("kernel: missing\n", vec!["vm.yaml:1:9: the kernel missing"]),
-        ("kernel: kernel\nkernle: b\n", vec!["vm.yaml:2:1: ", "did you mean `kernel`?"]),
+        ("kernel: kernel\nkernle: b\n", vec!["vm.yaml:2:1: ", "(did you mean `kernel`?)"]),
         ("kernel: [a\n", vec!["vm.yaml:1:9: "]),
         ("kernel: 'a\n", vec!["vm.yaml:1:9: unclosed quote"]),
         ("kernel: kernel\n  cpus: 2\n", vec!["vm.yaml:2:7: "]),

@@ -255,7 +255,7 @@ pub(super) fn unknown_key(key: &str, known: &[&str]) -> String {
         .filter(|(likeness, _)| *likeness > 0.7)
         .max_by(|a, b| a.0.total_cmp(&b.0));
     match nearest {
-        Some((_, meant)) => format!("there is no key `{key}`: did you mean `{meant}`?"),
+        Some((_, meant)) => format!("there is no key `{key}` (did you mean `{meant}`?)"),
         None => format!("there is no key `{key}`: the keys are {}", known.join(", ")),
     }
 }
