@@ -234,6 +234,79 @@ fn a_kernel_that_is_none_fails_the_run_and_only_the_status_file_stays() {
     assert_eq!(place.names(), before, "neither socket nor lock nor temporary file stays");
 }
 
+/// What was said as JSON lines, each a message.
+fn messages(output: &Output) -> Vec<String> {
+    let line = |line: &str| serde_json::from_str::<serde_json::Value>(line).expect(line);
+    let text = |value: serde_json::Value| value["message"].as_str().expect("a message").to_owned();
+    stderr(output).lines().map(|text| line(text)).map(text).collect()
+}
+
+#[test]
+fn what_fails_before_there_is_a_log_is_told_in_the_log_s_form() {
+    let place = Place::new();
+    fs::write(place.path("vm.yaml"), "kernel: missing\nlog-format: json\n").expect("spec");
+    fs::write(place.path("n.sock"), "precious").expect("file");
+    for (flags, part) in [
+        (&["--log-format", "json", "--kernel", "missing"][..], "--kernel: the kernel missing"),
+        (&["--log-format", "json", "--disk", "partition=a"], "does not describe a disk"),
+        (&["--log-format", "json", "no.yaml"], "the spec no.yaml cannot be read"),
+        (&["vm.yaml"], "vm.yaml:1:9: the kernel missing"),
+        (&["vm.yaml", "--port", "a"], "does not describe a port"),
+        (&["--log-format", "json"], "n.sock exists and is not a socket"),
+    ] {
+        let output = place.run(flags);
+        assert_eq!(output.status.code(), Some(BAD_INPUT), "{flags:?}");
+        let said = messages(&output);
+        assert!(said.len() == 1 && said[0].contains(part), "{flags:?}: {said:?}");
+    }
+    let text = place.run(&["vm.yaml", "--log-format", "text"]);
+    assert_one_sentence("the flag wins", &text, BAD_INPUT, &["the kernel missing"]);
+}
+
+#[test]
+fn a_log_filter_that_is_none_is_refused_and_an_empty_one_is_none() {
+    let place = Place::new();
+    let run = |filter: &str, format: &str| {
+        Command::new(env!("CARGO_BIN_EXE_nestling"))
+            .args(["run", "--kernel", "missing", "--log-format", format])
+            .current_dir(place.dir.path())
+            .env("NESTLING_LOG", filter)
+            .env("NESTLING_TERMINATION_LOG", "no-such-file")
+            .output()
+            .expect("nestling starts")
+    };
+    for filter in ["verbose", "nestling=loud", "infos,debug"] {
+        let wanted = ["NESTLING_LOG: `", filter, "write error, warn, info, debug, trace or off"];
+        let output = run(filter, "text");
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(BAD_INPUT), "{text}");
+        assert!(wanted.iter().all(|part| text.contains(part)), "{text}");
+        assert!(messages(&run(filter, "json"))[0].contains("NESTLING_LOG"));
+    }
+    for filter in ["", "debug", "info,nestling::vmm=trace"] {
+        assert!(stderr(&run(filter, "text")).contains("the kernel missing"), "{filter}");
+    }
+}
+
+#[test]
+fn a_limit_of_open_files_is_named_and_no_fault_of_the_spec() {
+    const PREFLIGHT_FAILED: i32 = 200;
+    let place = Place::new();
+    for limit in [5, 8, 10, 12, 14] {
+        let script =
+            format!("ulimit -n {limit}; exec \"$0\" run --kernel kernel --socket n.sock --allow-backend any");
+        let output = Command::new("sh")
+            .args(["-c", &script, env!("CARGO_BIN_EXE_nestling")])
+            .current_dir(place.dir.path())
+            .env("NESTLING_TERMINATION_LOG", "no-such-file")
+            .output()
+            .expect("nestling starts");
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(PREFLIGHT_FAILED), "{limit}: {text}");
+        assert!(text.contains("ulimit") && text.contains("raise the limit"), "{limit}: {text}");
+    }
+}
+
 #[test]
 fn a_flag_wins_over_the_spec() {
     let place = Place::new();

@@ -8,7 +8,7 @@ use super::{log, output};
 use crate::agent;
 use crate::agent::chain::chain;
 use crate::agent::exit::Exit;
-use crate::spec::config::{Config, Given};
+use crate::spec::config::{Config, Given, LogFormat};
 use crate::spec::disk::DiskConfig;
 use crate::spec::error::SpecError;
 use crate::spec::net::NetConfig;
@@ -146,24 +146,45 @@ pub(super) struct RunArgs {
 
 /// Runs the command.
 pub(super) fn run(args: &RunArgs, clock: Clock) -> Exit {
-    let ended = plan(args)
-        .map_err(|error| EndReason::BadInput { detail: chain(&error) })
+    let mut format = args.log_format();
+    let ended = plan(args, &mut format)
+        .map_err(|error| agent::limits::name(EndReason::BadInput { detail: chain(&error) }))
         .and_then(|plan| agent::run::run(&plan, clock));
     ended.unwrap_or_else(|reason| {
-        output::complain(&reason.to_string());
+        complain(&reason, format);
         agent::run::refuse(&reason)
     })
 }
 
-/// The plan, with the log started in the form that was asked for.
-fn plan(args: &RunArgs) -> Result<RunPlan, SpecError> {
+/// Says why there was no VM, in the form of the log.
+fn complain(reason: &EndReason, format: LogFormat) {
+    match format {
+        LogFormat::Text => output::complain(&reason.to_string()),
+        LogFormat::Json => {
+            // A filter that is none has been refused by now, or is what is being said.
+            let _ = log::start(format);
+            tracing::error!(target: "nestling", "{reason}");
+        }
+    }
+}
+
+/// The plan, with the log started in the form that was asked for, which is put into `format`.
+fn plan(args: &RunArgs, format: &mut LogFormat) -> Result<RunPlan, SpecError> {
     let spec = args.spec.as_deref().map(yaml::read).transpose()?.unwrap_or_default();
+    if args.log_format.is_none() {
+        *format = spec.log_format().unwrap_or_default();
+    }
     let config = spec.overridden_by(args.to_config()?);
-    log::start(config.log_format()?);
+    log::start(config.log_format()?)?;
     config.resolve()
 }
 
 impl RunArgs {
+    /// The form of the log as the flag says it: what goes wrong before a spec is read is told in it too.
+    fn log_format(&self) -> LogFormat {
+        if self.log_format.as_deref() == Some("json") { LogFormat::Json } else { LogFormat::Text }
+    }
+
     fn to_config(&self) -> Result<Config, SpecError> {
         Ok(Config {
             kernel: given("--kernel", self.kernel.as_ref()),
