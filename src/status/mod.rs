@@ -19,6 +19,7 @@ mod metrics;
 pub mod model;
 pub mod operation;
 mod patience;
+pub mod plan;
 pub mod probe;
 pub mod publisher;
 mod reason;

@@ -115,7 +115,7 @@ impl Devices {
         }
         let disks = Disks::open(&plan.disks, plan.cpus)?;
         devices.extend(disks.devices());
-        let open = |net| interface(net, memory).map(Arc::new);
+        let open = |net| interface(net, plan.cpus, memory).map(Arc::new);
         let nets: Vec<Arc<Net>> = plan.nets.iter().map(open).collect::<Result<_, _>>()?;
         devices.extend(nets.iter().map(|net| Arc::clone(net) as _));
         let ports = ports(&plan.ports)?;

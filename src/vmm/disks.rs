@@ -6,7 +6,7 @@ use crate::backend::disk::{Access, CompositeDisk, Disk, DiskError, Format, Image
 use crate::devices::rate_limit::Rate;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::block::{Block, BlockOptions, ResizeError};
-use crate::spec::plan::{CacheMode, DiskFormat, DiskIo, DiskPlan, DiskSource, RateLimit};
+use crate::spec::plan::{CacheMode, DiskFormat, DiskIo, DiskPlan, DiskSource, RateLimit, linux_disk_name};
 use crate::status::operation::Refusal;
 
 /// The guest's disks, in the order of the spec.
@@ -50,10 +50,10 @@ impl Disks {
             }
             (None, _) => {}
         }
-        let is_it = |index: &usize| linux_name(*index) == which || index.to_string() == which;
+        let is_it = |index: &usize| linux_disk_name(*index) == which || index.to_string() == which;
         let found = (0..self.0.len()).find(is_it).and_then(|index| self.0.get(index));
         found.map(AsRef::as_ref).ok_or_else(|| {
-            let names: Vec<_> = (0..self.0.len()).map(linux_name).collect();
+            let names: Vec<_> = (0..self.0.len()).map(linux_disk_name).collect();
             if names.is_empty() {
                 return Refusal::Cannot("the machine has no disk: it was started without --disk".to_owned());
             }
@@ -62,23 +62,10 @@ impl Disks {
     }
 }
 
-/// Linux's name of virtio disk number `index`: `vda` to `vdz`, `vdaa` and so on.
-fn linux_name(mut index: usize) -> String {
-    let mut name = String::new();
-    loop {
-        name.insert(0, char::from(b'a' + (index % 26) as u8));
-        match (index / 26).checked_sub(1) {
-            Some(rest) => index = rest,
-            None => break,
-        }
-    }
-    format!("vd{name}")
-}
-
 /// The guest's disk number `index`, for a guest with `cpus` vCPUs.
 fn device(plan: &DiskPlan, index: usize, cpus: u8) -> Result<Block, DiskError> {
     let options = BlockOptions {
-        serial: plan.serial.clone().unwrap_or_else(|| format!("nestling-{index}")),
+        serial: plan.serial_of(index),
         queues: plan.queues.unwrap_or(cpus.into()),
         writeback: plan.cache == CacheMode::Writeback,
         io: match plan.io {
@@ -152,7 +139,7 @@ mod tests {
         assert_eq!(said("vde"), "there is no disk `vde`: the machine has vda, vdb, vdc, vdd");
         assert!(said("data").starts_with("more than one disk has the serial number data"));
         assert!(Disks(Vec::new()).resize("vda", None).is_err());
-        let names = [0, 25, 26, 701, 702].map(linux_name);
+        let names = [0, 25, 26, 701, 702].map(linux_disk_name);
         assert_eq!(names, ["vda", "vdz", "vdaa", "vdzz", "vdaaa"]);
     }
 

@@ -97,6 +97,9 @@ impl Machine {
             on_power: last_words.power_switch(Arc::clone(&control), &ram),
         })?;
         let vcpus = create_vcpus(&hypervisor, plan.cpus, &entry, &devices, &control)?;
+        if plan.needs_shared_memory() {
+            tell_backing(&ram);
+        }
         Ok(Self { vcpus, devices, control, console, last_words, ram })
     }
 
@@ -246,15 +249,16 @@ fn reserve_ram(plan: &MachinePlan) -> std::io::Result<GuestRam> {
     if !plan.needs_shared_memory() {
         return GuestRam::new(plan.memory_bytes);
     }
-    let ram = GuestRam::shared(plan.memory_bytes)?;
+    GuestRam::shared(plan.memory_bytes)
+}
+
+/// Says what shared RAM costs, once everything that was asked for is there.
+fn tell_backing(ram: &GuestRam) {
     let backing = ram.backing();
     match &backing.cost {
         None => tracing::info!("guest RAM is a {}, because a share's server has to see it", backing.name),
-        Some(cost) => {
-            tracing::warn!("guest RAM is a {}, because a share's server has to see it: {cost}", backing.name);
-        }
+        Some(cost) => tracing::warn!("{cost}"),
     }
-    Ok(ram)
 }
 
 /// Loads the guest's images while KVM makes the VM: KVM_CREATE_VM sleeps for milliseconds (on kernels before 6.14 it waits

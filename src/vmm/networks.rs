@@ -12,8 +12,22 @@ use crate::devices::virtio::net::{DirectionRates, Net};
 use crate::spec::plan::{DirectionPlan, NetPlan, TapPlan, VhostPlan};
 use crate::status::operation::Refusal;
 
-/// Opens an interface's tap and puts the device on it.
-pub(super) fn interface(plan: &NetPlan, memory: &GuestMemoryMmap) -> Result<Net, MachineError> {
+/// What is to be said of queue pairs that a guest with `cpus` vCPUs leaves unused: Linux takes one per vCPU at most.
+fn spare_queues(queues: u16, cpus: u8) -> Option<String> {
+    (queues > u16::from(cpus)).then(|| {
+        let plural = if cpus == 1 { "" } else { "s" };
+        format!(
+            "a network interface has {queues} queue pairs, and a guest with {cpus} vCPU{plural} uses {cpus}, one per vCPU: give \
+             it more with --cpus, or ask for queues={cpus}"
+        )
+    })
+}
+
+/// Opens an interface's tap and puts the device on it, for a guest with `cpus` vCPUs.
+pub(super) fn interface(plan: &NetPlan, cpus: u8, memory: &GuestMemoryMmap) -> Result<Net, MachineError> {
+    if let Some(words) = spare_queues(plan.queues, cpus) {
+        tracing::warn!("{words}");
+    }
     let source = match &plan.tap {
         TapPlan::New => TapSource::New,
         TapPlan::Named(name) => TapSource::Named(name.clone()),
@@ -62,4 +76,22 @@ pub(super) fn set_link(nets: &[Arc<Net>], which: &str, up: bool) -> Result<(), R
         "a network link was set"
     );
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queue_pairs_beyond_the_vcpus_are_told() {
+        assert_eq!(spare_queues(2, 2), None);
+        let words = spare_queues(2, 1).expect("one too many");
+        assert!(words.contains("has 2 queue pairs, and a guest with 1 vCPU uses 1"), "{words}");
+    }
+
+    #[test]
+    fn a_machine_without_interfaces_says_so() {
+        let refusal = set_link(&[], "0", true).expect_err("none");
+        assert!(matches!(&refusal, Refusal::Cannot(words) if words.contains("without --net")), "{refusal}");
+    }
 }

@@ -249,7 +249,7 @@ impl VirtioDevice for Net {
 
     fn backend(&self) -> Option<String> {
         let kernel = if self.kernel.is_empty() { "" } else { " by vhost-net" };
-        Some(format!("tap {}{kernel}, {}", self.tap.name(), self.shared.describe()))
+        Some(format!("tap {}{kernel}, {}", self.tap.name(), self.shared.describe(self.pairs())))
     }
 }
 
