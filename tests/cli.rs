@@ -120,6 +120,13 @@ fn every_bad_flag_is_one_sentence_and_leaves_nothing() {
         (vec!["--memory", "64Ti"], vec!["64Ti", "more than this host has"]),
         (vec!["--memory", "99999999999999999999G"], vec!["is not a size"]),
         (vec!["--memory", "1.5G"], vec!["`1.5G` is not a size", "256M"]),
+        (vec!["--memory", "-1"], vec!["--memory: `-1` is not a size"]),
+        (vec!["--net", "nat"], vec!["--net: mode=nat is planned", "tap=NAME"]),
+        (vec!["--share", "/tmp"], vec!["--share: the share `/tmp`: it has no directory"]),
+        (
+            vec!["--port", "agent"],
+            vec!["--port: `agent` does not describe a port: it has no path; write for"],
+        ),
         (vec!["--cpus", "0"], vec!["--cpus: `0`", "1 to 32"]),
         (vec!["--cpus", "300"], vec!["--cpus: `300`", "1 to 32"]),
         (vec!["--cpus", "many"], vec!["`many`"]),
@@ -236,9 +243,11 @@ fn a_kernel_that_is_none_fails_the_run_and_only_the_status_file_stays() {
 
 /// What was said as JSON lines, each a message.
 fn messages(output: &Output) -> Vec<String> {
-    let line = |line: &str| serde_json::from_str::<serde_json::Value>(line).expect(line);
-    let text = |value: serde_json::Value| value["message"].as_str().expect("a message").to_owned();
-    stderr(output).lines().map(|text| line(text)).map(text).collect()
+    let message = |line: &str| {
+        let line: serde_json::Value = serde_json::from_str(line).expect(line);
+        line["message"].as_str().expect("a message").to_owned()
+    };
+    stderr(output).lines().map(message).collect()
 }
 
 #[test]
@@ -363,7 +372,11 @@ fn the_termination_log_gets_the_reason_of_bad_input() {
 fn without_an_instance_every_client_command_says_so() {
     let place = Place::new();
     drop(UnixListener::bind(place.path("dead.sock")).expect("bind"));
-    for (socket, why) in [("none.sock", "there is no such socket"), ("dead.sock", "its process is gone")] {
+    for (socket, why) in [
+        ("none.sock", "there is no such socket"),
+        ("dead.sock", "its process is gone"),
+        ("disk", "that is no socket"),
+    ] {
         for command in [
             vec!["status"],
             vec!["status", "--json"],

@@ -29,8 +29,12 @@ pub(super) struct LogsArgs {
     follow: bool,
 
     /// Begin with the last N lines; 0 shows only what comes
-    #[arg(long, short = 'n', value_name = "N")]
+    #[arg(long, short = 'n', value_name = "N", value_parser = lines)]
     tail: Option<usize>,
+}
+
+fn lines(text: &str) -> Result<usize, String> {
+    text.parse().map_err(|_| "write a number of lines, from 0 up".to_owned())
 }
 
 /// Runs the command.

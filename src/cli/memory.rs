@@ -16,7 +16,7 @@ use crate::status::client::Client;
 pub(super) struct MemoryArgs {
     /// What the guest should do with, for example 128M; its full size empties the balloon. The guest gets there in its own
     /// time: ask again
-    #[arg(value_name = "SIZE")]
+    #[arg(value_name = "SIZE", allow_negative_numbers = true)]
     target: Option<String>,
 
     #[command(flatten)]

@@ -57,9 +57,9 @@ enum Command {
     Attach(attach::AttachArgs),
     Stop(stop::StopArgs),
     Pause(pause::PauseArgs),
-    Link(link::LinkArgs),
     Resume(pause::ResumeArgs),
     Memory(memory::MemoryArgs),
+    Link(link::LinkArgs),
     Disk(disk::DiskArgs),
 }
 

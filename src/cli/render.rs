@@ -92,10 +92,11 @@ fn device_rows(page: &mut String, plan: &PlanSummary) {
         row(page, "disk", &text);
     }
     for (index, net) in plan.nets.iter().enumerate() {
-        let tap = net
-            .tap
-            .as_ref()
-            .map_or_else(|| "a tap without a given name".to_owned(), |tap| format!("tap {tap}"));
+        let tap = match (&net.tap, net.fd) {
+            (Some(tap), _) => format!("tap {tap}"),
+            (None, Some(fd)) => format!("the tap of descriptor {fd}"),
+            (None, None) => "a tap of its own".to_owned(),
+        };
         let plural = if net.queues == 1 { "" } else { "s" };
         row(page, "net", &format!("{index}, MAC {}: {tap}, {} queue pair{plural}", net.mac, net.queues));
     }
@@ -290,7 +291,7 @@ mod tests {
             [
                 "disk vda, serial nestling-0: /a",
                 "disk vdb, serial nestling-1: /b, read-only",
-                "net 0, MAC 02:00:00:aa:00:01: a tap without a given name, 2 queue pairs",
+                "net 0, MAC 02:00:00:aa:00:01: a tap of its own, 2 queue pairs",
                 "net 1, MAC 02:00:00:aa:00:01: tap t1, 2 queue pairs",
                 "port /dev/virtio-ports/agent: /p",
                 "share tag data: the virtiofsd at /s",

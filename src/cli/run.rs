@@ -69,12 +69,12 @@ pub(super) struct RunArgs {
     cmdline_replace: Option<String>,
 
     /// vCPUs: 1 to 32, or auto for as many as this process may use [default: 1]
-    #[arg(long, value_name = "N|auto")]
+    #[arg(long, value_name = "N|auto", allow_negative_numbers = true)]
     cpus: Option<String>,
 
     /// Guest RAM, a multiple of 2 MiB from 32M up; K, M, G, T (also Mi, MiB, …) are powers of 1024, a plain number
     /// counts bytes [default: 256M]
-    #[arg(long, value_name = "SIZE|auto")]
+    #[arg(long, value_name = "SIZE|auto", allow_negative_numbers = true)]
     memory: Option<String>,
 
     /// A disk, repeatable; the first is the guest's vda. FILE, or `path=FILE`, or `partition=LABEL:FILE[:ro]` for each
@@ -94,12 +94,13 @@ pub(super) struct RunArgs {
     share: Vec<String>,
     /// Streams between programs of the guest and of the host: `cid=N,path=FILE`. The host's connect to the Unix socket FILE
     /// and say `CONNECT <port>`; the guest reaches `FILE_<port>` as that port of cid 2. Or `cid=N,vhost=true`: the node's
-    /// own AF_VSOCK, through /dev/vhost-vsock. Without `cid=` it is 3
+    /// own AF_VSOCK, through /dev/vhost-vsock, where N is no other VM's. With a FILE, `cid=` may be left out: then it is 3
     #[arg(long, value_name = "VSOCK")]
     vsock: Option<String>,
 
-    /// A network interface, repeatable; the first is the guest's eth0. `tap=NAME`, or `tap` for a new one; then
-    /// `,mac=…`, `,mtu=N`, `,queues=N`, `,vhost=on|off`, `,fd=N` and `,rx-bytes-per-second=SIZE` (also rx-packets, tx-…) if wanted
+    /// A network interface, repeatable: `tap` for a new tap, `tap=NAME` for one that is there, or `tap,fd=N` for an inherited
+    /// descriptor of one; then `,mac=…`, `,mtu=N`, `,queues=N`, `,vhost=on|off` and `,rx-bytes-per-second=SIZE` (also
+    /// rx-packets, tx-…) if wanted
     #[arg(long, value_name = "NET")]
     net: Vec<String>,
 

@@ -218,9 +218,11 @@ pub enum Problem {
         /// What is wrong.
         reason: String,
     },
-    /// A share description that cannot be used.
-    #[error("a share cannot be this way: {reason}; write for example tag=data,dir=/srv/data")]
+    /// A share that cannot be.
+    #[error("the share{share}: {reason}; write for example tag=data,dir=/srv/data")]
     Share {
+        /// Its tag, after a space.
+        share: String,
         /// What is wrong.
         reason: String,
     },
@@ -274,7 +276,7 @@ pub enum Problem {
         reason: String,
     },
     /// A network interface that cannot be had.
-    #[error("the network interface cannot be had: {reason}")]
+    #[error("{reason}")]
     NetValue {
         /// What is wrong, and its mend.
         reason: String,

@@ -171,7 +171,7 @@ impl NetConfig {
             }
             Some(mode) => return Err(format!("there is no mode `{mode}`: {AVAILABLE}")),
             None if self.tap.is_none() => {
-                return Err(format!("it does not say which kind it is: {AVAILABLE}"));
+                return Err(format!("the interface has no kind: {AVAILABLE}"));
             }
             None => {}
         }
@@ -321,7 +321,7 @@ mod tests {
             ("nat", "mode=nat is planned and not there yet: today an interface is a tap, so write `tap`"),
             ("pod-ip", "mode=pod-ip is planned"),
             ("bridge", "no mode `bridge`"),
-            ("mac=02:00:00:00:00:01", "does not say which kind it is"),
+            ("mac=02:00:00:00:00:01", "the interface has no kind: today"),
             ("tap=t0,name=t1", "exclude each other"),
             ("tap=sixteen-letters-", "1 to 15 bytes"),
             ("tap=a/b", "1 to 15 bytes"),

@@ -30,11 +30,14 @@ pub(super) enum SizeValue {
 
 impl SizeValue {
     /// The size in bytes.
-    pub(super) fn bytes(&self) -> Result<u64, Response> {
+    ///
+    /// # Errors
+    /// In words, when it is none.
+    pub(super) fn bytes(&self) -> Result<u64, String> {
         match self {
             Self::Bytes(bytes) => Ok(*bytes),
             Self::Text(text) => parse_size(text).ok_or_else(|| {
-                bad(&format!("`{text}` is not a size: write for example 512M, 20G or a number of bytes"))
+                format!("`{text}` is not a size: write for example 512M, 20G or a number of bytes")
             }),
         }
     }
@@ -44,7 +47,6 @@ impl SizeValue {
 ///
 /// # Errors
 /// The refusal, when it is too long, does not come, or is not what the path takes.
-#[expect(clippy::result_large_err)] // it is made once per request
 pub(super) async fn body<T: DeserializeOwned>(request: Request, example: &str) -> Result<T, Response> {
     let body = axum::body::to_bytes(request.into_body(), MAX_BODY);
     let bytes = match timeout(PATIENCE, body).await {

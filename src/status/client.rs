@@ -1,6 +1,7 @@
 //! The other end of the status socket: what `nestling status`, `events` and `stop` speak with.
 
 use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -311,10 +312,15 @@ impl<'a> Client<'a> {
     fn no_instance(&self, error: &io::Error) -> ClientError {
         let reason = match error.kind() {
             io::ErrorKind::NotFound => "there is no such socket".to_owned(),
+            io::ErrorKind::ConnectionRefused if !self.is_socket() => "that is no socket".to_owned(),
             io::ErrorKind::ConnectionRefused => "its process is gone".to_owned(),
             _ => crate::spec::in_words(error),
         };
         ClientError::NoInstance { socket: self.socket.to_owned(), reason }
+    }
+
+    fn is_socket(&self) -> bool {
+        self.socket.metadata().is_ok_and(|metadata| metadata.file_type().is_socket())
     }
 
     pub(crate) fn no_answer(&self, reason: String) -> ClientError {

@@ -61,12 +61,10 @@ struct LogQuery {
 }
 
 async fn log(Shared(desk): Shared<Desk>, query: Result<Query<LogQuery>, QueryRejection>) -> Response {
-    let LogQuery { follow, since, tail } = match query {
-        Ok(Query(query)) => query,
-        Err(_) => {
-            let words = "the query of this path is follow=true, and since=BYTE or tail=LINES, both numbers";
-            return asking::bad(words);
-        }
+    let Ok(Query(LogQuery { follow, since, tail })) = query else {
+        return asking::bad(
+            "the query of this path is follow=true, and since=BYTE or tail=LINES, both numbers",
+        );
     };
     let history = desk.hub.history();
     let asked = match (since, tail) {

@@ -65,9 +65,12 @@ pub struct DiskSummary {
 pub struct NetSummary {
     /// The address the guest finds it by.
     pub mac: String,
-    /// The tap's name; absent when it is a new one or a descriptor, and then the device's `backend` tells it.
+    /// The tap's name, if one was given; the device's `backend` tells that of any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tap: Option<String>,
+    /// The tap's inherited descriptor, if it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fd: Option<i32>,
     /// Queue pairs that were asked for.
     pub queues: u16,
 }
@@ -140,11 +143,12 @@ fn disk((index, plan): (usize, &DiskPlan)) -> DiskSummary {
 
 fn net(plan: &NetPlan) -> NetSummary {
     let mac: Vec<_> = plan.mac.iter().map(|byte| format!("{byte:02x}")).collect();
-    let tap = match &plan.tap {
-        TapPlan::Named(name) => Some(name.clone()),
-        TapPlan::New | TapPlan::Descriptor(_) => None,
+    let (tap, fd) = match &plan.tap {
+        TapPlan::New => (None, None),
+        TapPlan::Named(name) => (Some(name.clone()), None),
+        TapPlan::Descriptor(fd) => (None, Some(*fd)),
     };
-    NetSummary { mac: mac.join(":"), tap, queues: plan.queues }
+    NetSummary { mac: mac.join(":"), tap, fd, queues: plan.queues }
 }
 
 fn port(plan: &PortPlan) -> PortSummary {

@@ -137,7 +137,8 @@ async fn request_stop(Shared(api): Shared<Api>) -> Response {
 /// Sets how much of its RAM the guest should do with: `{"target": "128M"}`, or bytes as a number.
 async fn set_memory(api: Shared<Api>, request: Request) -> Result<Response, Response> {
     let MemoryRequest { target } = asking::body(request, r#"{"target": "128M"}"#).await?;
-    Ok(ask_for(api, Operation::SetMemory { target_bytes: target.bytes()? }).await)
+    let target_bytes = target.bytes().map_err(|words| asking::bad(&words))?;
+    Ok(ask_for(api, Operation::SetMemory { target_bytes }).await)
 }
 
 /// Plugs the cable of a network interface in or out.
@@ -155,7 +156,7 @@ async fn resize_disk(api: Shared<Api>, request: Request) -> Result<Response, Res
         DiskName::Index(index) => index.to_string(),
         DiskName::Text(text) => text,
     };
-    let size_bytes = size.as_ref().map(SizeValue::bytes).transpose()?;
+    let size_bytes = size.as_ref().map(SizeValue::bytes).transpose().map_err(|words| asking::bad(&words))?;
     Ok(ask_for(api, Operation::ResizeDisk { disk, size_bytes }).await)
 }
 

@@ -33,7 +33,7 @@ impl Disks {
             ResizeError::ReadOnly | ResizeError::Fixed { .. } => Refusal::Cannot(error.to_string()),
             ResizeError::NoSectors(_) | ResizeError::Smaller { .. } => Refusal::Bad(error.to_string()),
         })?;
-        tracing::info!(disk = which, before, now = resized, "a disk was resized");
+        tracing::info!(disk = which, before_bytes = before, now_bytes = resized, "a disk was resized");
         Ok(())
     }
 

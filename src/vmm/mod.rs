@@ -187,7 +187,7 @@ impl Machine {
         let none = "the machine has no balloon: it was started with `--balloon off`";
         let balloon = self.devices.balloon.as_ref().ok_or_else(|| Refusal::Cannot(none.to_owned()))?;
         let before = balloon.set_target(target_bytes).map_err(|error| Refusal::Bad(error.to_string()))?;
-        tracing::info!(before, now = target_bytes, "the guest's memory target was set");
+        tracing::info!(before_bytes = before, now_bytes = target_bytes, "the guest's memory target was set");
         Ok(())
     }
 

@@ -52,6 +52,7 @@ pub(super) fn interface(plan: &NetPlan, cpus: u8, memory: &GuestMemoryMmap) -> R
 
 /// Plugs the cable of an interface in or out, whose number or tap is `which`.
 pub(super) fn set_link(nets: &[Arc<Net>], which: &str, up: bool) -> Result<(), Refusal> {
+    let state = |up| if up { "up" } else { "down" };
     let numbered = || nets.iter().enumerate();
     let called = numbered().find(|(index, net)| index.to_string() == which || net.tap_name() == which);
     let (index, net) = called.ok_or_else(|| {
@@ -62,10 +63,11 @@ pub(super) fn set_link(nets: &[Arc<Net>], which: &str, up: bool) -> Result<(), R
         }
         let names = names.join(", ");
         Refusal::Bad(format!(
-            "there is no network interface `{which}`: the machine has {names}; name one by its number or its tap"
+            "there is no network interface `{which}`: the machine has {names}; name one by its number or its tap, as in \
+             `nestling link 0 {}`",
+            state(up)
         ))
     })?;
-    let state = |up| if up { "up" } else { "down" };
     let before = state(net.link_is_up());
     net.set_link(up);
     tracing::info!(
