@@ -2,7 +2,8 @@
 
 use std::error::Error;
 
-/// The error's text and those of its sources, joined by `: `. A source that its error has already quoted is left out.
+/// The error's text and those of its sources, joined by `: `. A source that its error has already quoted is left out, and so
+/// are the kernel's error numbers: their words are there.
 #[must_use]
 pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
@@ -15,7 +16,17 @@ pub fn chain(error: &dyn Error) -> String {
         }
         source = error.source();
     }
-    text
+    without_numbers(&text)
+}
+
+/// Takes the `(os error 2)` out that Rust puts behind each of the kernel's errors.
+fn without_numbers(text: &str) -> String {
+    let mut parts = text.split(" (os error ");
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |text, part| match part.split_once(')') {
+        Some((number, rest)) if number.bytes().all(|byte| byte.is_ascii_digit()) => text + rest,
+        _ => text + " (os error " + part,
+    })
 }
 
 #[cfg(test)]
@@ -35,5 +46,15 @@ mod tests {
         let quoted = Layer { text: "cannot open a: no such file", source: Some(Box::new(inner)) };
         let outer = Layer { text: "cannot start", source: Some(Box::new(quoted)) };
         assert_eq!(chain(&outer), "cannot start: cannot open a: no such file");
+    }
+
+    #[test]
+    fn the_kernel_s_numbers_are_left_out() {
+        let missing = std::io::Error::from_raw_os_error(2);
+        assert_eq!(
+            without_numbers(&format!("a: {missing}; b: {missing}")),
+            "a: No such file or directory; b: No such file or directory"
+        );
+        assert_eq!(without_numbers("odd (os error x) and (os error 1"), "odd (os error x) and (os error 1");
     }
 }

@@ -1,6 +1,7 @@
 //! The exit code of every command, with one meaning each. docs/exit-codes.md is the same table in prose.
 
 use crate::preflight::EXIT_PREFLIGHT_FAILED;
+use crate::status::client::ClientError;
 use crate::status::model::EndReason;
 
 /// How a command ended.
@@ -39,11 +40,13 @@ pub enum Exit {
     Internal = 210,
     /// No VM answers on the socket.
     NoInstance = 211,
+    /// The VM that answers cannot do it now, or not at all, or failed at it.
+    Refused = 212,
 }
 
 impl Exit {
     /// Every exit, in the order of the codes.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Success,
         Self::ProbeFailed,
         Self::Interrupted,
@@ -60,6 +63,7 @@ impl Exit {
         Self::Killed,
         Self::Internal,
         Self::NoInstance,
+        Self::Refused,
     ];
 
     /// The process' exit code.
@@ -88,6 +92,7 @@ impl Exit {
             Self::Killed => "killed",
             Self::Internal => "internal-error",
             Self::NoInstance => "no-instance",
+            Self::Refused => "refused",
         }
     }
 }
@@ -106,6 +111,17 @@ impl From<&EndReason> for Exit {
             EndReason::PreflightFailed { .. } => Self::PreflightFailed,
             EndReason::BadInput { .. } => Self::BadInput,
             EndReason::Internal { .. } => Self::Internal,
+        }
+    }
+}
+
+impl From<&ClientError> for Exit {
+    fn from(error: &ClientError) -> Self {
+        match error {
+            ClientError::NoInstance { .. } | ClientError::NoAnswer { .. } => Self::NoInstance,
+            ClientError::BadValue { .. } => Self::BadInput,
+            ClientError::Refused { .. } => Self::Refused,
+            ClientError::Here(_) => Self::Internal,
         }
     }
 }

@@ -11,10 +11,12 @@ use super::exit::Exit;
 use super::gate::admit;
 use super::life::Life;
 use super::lifecycle::LifeEvent;
+use super::limits;
 use super::signals::Signals;
 use super::vm::{TimedEvent, Vm, bridge, create};
 use super::window;
 use crate::backend::console::ConsoleHub;
+use crate::backend::vsock::raise_descriptor_limit;
 use crate::spec::plan::RunPlan;
 use crate::status::clock::Clock;
 use crate::status::durable::leave_last_words;
@@ -31,15 +33,21 @@ use crate::vmm::ConsoleIo;
 /// # Errors
 /// When the run ended before it had a socket, and with it a status: the reason is the caller's to print.
 pub fn run(plan: &RunPlan, clock: Clock) -> Result<Exit, EndReason> {
-    let runtime = Builder::new_current_thread().enable_all().build().map_err(internal)?;
-    runtime.block_on(async {
+    // The usual soft limit is there for programs that use select(2). Where it stays, it may be enough.
+    if let Err(error) = raise_descriptor_limit() {
+        tracing::debug!(target: "nestling", "the limit of open files stays as it is: {error}");
+    }
+    let runtime =
+        Builder::new_current_thread().enable_all().build().map_err(internal).map_err(limits::name)?;
+    let ended = runtime.block_on(async {
         let signals = Signals::listen().map_err(internal)?;
         let claim = claim(&plan.socket).map_err(|error| EndReason::BadInput { detail: error.to_string() })?;
         let console = ConsoleIo::of_this_process(plan.console_history).map_err(internal)?;
         let hub = Arc::clone(&console.hub);
         window::follow(&hub).map_err(internal)?;
         Ok(live(plan, clock, claim, signals, hub, move |plan| create(plan, console)).await)
-    })
+    });
+    ended.map_err(limits::name)
 }
 
 /// Says to Kubernetes why a run ended that never had a status.
@@ -74,7 +82,7 @@ async fn live<M: Vm>(
     let mut life = Life::begin(Arc::clone(&publisher));
     let exit = match prepare(plan, &mut life, &publisher, &mut signals, build).await {
         Ok(machine) => Running { machine, life, signals, stop_requests, asked, clock }.see_through().await,
-        Err(reason) => life.finish(reason, Vec::new()),
+        Err(reason) => life.finish(limits::name(reason), Vec::new()),
     };
     console.close();
     server.finish().await;

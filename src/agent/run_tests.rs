@@ -334,7 +334,7 @@ fn memory_is_set_by_a_size_and_what_is_none_is_refused() {
             refused
         },
     );
-    let words = ["is no target", "too little", "is no target", "ength limit"];
+    let words = ["`much` is not a size", "too little", "`` is not a size", "more than 4096 bytes"];
     for (refused, words) in refused.iter().zip(words) {
         assert!(refused.contains(words), "{refused}");
     }
@@ -358,7 +358,7 @@ fn a_disk_is_resized_by_name_and_size_and_what_is_none_is_refused() {
             refused
         },
     );
-    let words = ["is no size", "not Some(1073741824) for vdb", "not None for vda"];
+    let words = ["`large` is not a size", "not Some(1073741824) for vdb", "not None for vda"];
     for (refused, words) in refused.iter().zip(words) {
         assert!(refused.contains(words), "{refused}");
     }

@@ -16,6 +16,9 @@ use crate::status::client::Client;
 
 /// Make, show and convert disk images; make the disk of a running VM larger
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Exit codes: 0 done; 201 an image, a disk or a size that cannot be; 211 and 212 as `resize --help` says."
+)]
 pub(super) struct DiskArgs {
     #[command(subcommand)]
     command: DiskCommand,
@@ -111,9 +114,11 @@ struct ConvertArgs {
 /// Its image grows by zeroes, and the guest is told. What is on the disk, partitions and file systems, is the guest's to
 /// make larger. No disk becomes smaller by request.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:
+#[command(after_help = concat!("Examples:
   nestling disk resize vda 20G
-  nestling disk resize vdb        # its block device or read-only image has become larger by other means")]
+  nestling disk resize vdb        # its block device or read-only image has become larger by other means
+
+", client_exits!()))]
 struct ResizeArgs {
     /// The disk: its serial number, its name in the guest (vda), or its place among the --disk options, from 0
     disk: String,
@@ -141,15 +146,8 @@ pub(super) fn run(args: &DiskArgs) -> Exit {
 }
 
 fn resize(args: &ResizeArgs) -> Exit {
-    let socket = &args.instance.socket;
-    let client = Client::new(socket);
-    match super::block_on(socket, client.resize_disk(&args.disk, args.size.as_deref())) {
-        Ok(()) => Exit::Success,
-        Err(error) => {
-            output::complain(&chain(&error));
-            Exit::NoInstance
-        }
-    }
+    let client = Client::new(&args.instance.socket);
+    super::ask(client.resize_disk(&args.disk, args.size.as_deref()))
 }
 
 fn size(text: &str) -> Result<u64, String> {

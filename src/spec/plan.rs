@@ -197,6 +197,12 @@ impl DiskPlan {
         }
     }
 
+    /// The serial number of disk number `index`.
+    #[must_use]
+    pub fn serial_of(&self, index: usize) -> String {
+        self.serial.clone().unwrap_or_else(|| format!("nestling-{index}"))
+    }
+
     /// The image, or that of the first partition.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -207,6 +213,20 @@ impl DiskPlan {
             }
         }
     }
+}
+
+/// Linux's name of virtio disk number `index`: `vda` to `vdz`, `vdaa` and so on.
+#[must_use]
+pub fn linux_disk_name(mut index: usize) -> String {
+    let mut name = String::new();
+    loop {
+        name.insert(0, char::from(b'a' + (index % 26) as u8));
+        match (index / 26).checked_sub(1) {
+            Some(rest) => index = rest,
+            None => break,
+        }
+    }
+    format!("vd{name}")
 }
 
 /// One named character port.

@@ -127,7 +127,7 @@ pub struct MemoryFacts {
     /// What that backing costs and what mends it, when it has no huge pages.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backing_cost: Option<String>,
-    /// Guest RAM touched so far.
+    /// Guest RAM that the pod holds now: touched, and not given back.
     pub resident_bytes: u64,
     /// The part of it that is backed by huge pages.
     pub huge_bytes: u64,

@@ -30,7 +30,6 @@ use crate::devices::virtio::transport::{BAR_SIZE, Context, VirtioPci};
 use crate::devices::wiring::Wiring;
 use crate::spec::plan::{BalloonPlan, ConsoleKind, MachinePlan};
 use crate::status::model::{BootStage, DeviceFacts};
-use crate::status::operation::Refusal;
 use crate::x86::layout::{
     PCI_ECAM_SIZE, PCI_ECAM_START, PCI_MMIO_END, PCI_MMIO_START, SERIAL_GSI, SERIAL_PORT,
 };
@@ -72,7 +71,7 @@ pub(super) struct Devices {
     /// The balloon, for a target.
     pub(super) balloon: Option<Arc<Balloon>>,
     /// The network interfaces, in the plan's order.
-    nets: Vec<Arc<Net>>,
+    pub(super) nets: Vec<Arc<Net>>,
     serial_input: Option<SerialInput>,
     ports: Option<Arc<Ports>>,
 }
@@ -116,7 +115,7 @@ impl Devices {
         }
         let disks = Disks::open(&plan.disks, plan.cpus)?;
         devices.extend(disks.devices());
-        let open = |net| interface(net, memory).map(Arc::new);
+        let open = |net| interface(net, plan.cpus, memory).map(Arc::new);
         let nets: Vec<Arc<Net>> = plan.nets.iter().map(open).collect::<Result<_, _>>()?;
         devices.extend(nets.iter().map(|net| Arc::clone(net) as _));
         let ports = ports(&plan.ports)?;
@@ -153,13 +152,6 @@ impl Devices {
             ..DeviceFacts::default()
         });
         self.root.facts().into_iter().chain(platform).collect()
-    }
-
-    /// Plugs the cable of an interface in or out.
-    pub(super) fn set_link(&self, interface: usize, up: bool) -> Result<(), Refusal> {
-        let none = || Refusal::Bad(format!("there is no network interface {interface}: they count from 0"));
-        self.nets.get(interface).ok_or_else(none)?.set_link(up);
-        Ok(())
     }
 
     /// Lets every worker finish what it has begun and rest. The vCPUs rest already.

@@ -97,6 +97,9 @@ impl Machine {
             on_power: last_words.power_switch(Arc::clone(&control), &ram),
         })?;
         let vcpus = create_vcpus(&hypervisor, plan.cpus, &entry, &devices, &control)?;
+        if plan.needs_shared_memory() {
+            tell_backing(&ram);
+        }
         Ok(Self { vcpus, devices, control, console, last_words, ram })
     }
 
@@ -173,7 +176,7 @@ impl Machine {
             Operation::Pause => self.pause(),
             Operation::Resume => self.resume(),
             Operation::SetMemory { target_bytes } => self.set_memory(*target_bytes)?,
-            Operation::SetLink { interface, up } => self.devices.set_link(*interface, *up)?,
+            Operation::SetLink { interface, up } => networks::set_link(&self.devices.nets, interface, *up)?,
             Operation::ResizeDisk { disk, size_bytes } => self.devices.disks.resize(disk, *size_bytes)?,
         }
         Ok(())
@@ -182,8 +185,10 @@ impl Machine {
     /// Sets how much of its RAM the guest should do with.
     fn set_memory(&self, target_bytes: u64) -> Result<(), Refusal> {
         let none = "the machine has no balloon: it was started with `--balloon off`";
-        let balloon = self.devices.balloon.as_ref().ok_or_else(|| Refusal::Bad(none.to_owned()))?;
-        balloon.set_target(target_bytes).map_err(|error| Refusal::Bad(error.to_string()))
+        let balloon = self.devices.balloon.as_ref().ok_or_else(|| Refusal::Cannot(none.to_owned()))?;
+        let before = balloon.set_target(target_bytes).map_err(|error| Refusal::Bad(error.to_string()))?;
+        tracing::info!(before_bytes = before, now_bytes = target_bytes, "the guest's memory target was set");
+        Ok(())
     }
 
     /// Makes every vCPU leave the guest.
@@ -244,15 +249,16 @@ fn reserve_ram(plan: &MachinePlan) -> std::io::Result<GuestRam> {
     if !plan.needs_shared_memory() {
         return GuestRam::new(plan.memory_bytes);
     }
-    let ram = GuestRam::shared(plan.memory_bytes)?;
+    GuestRam::shared(plan.memory_bytes)
+}
+
+/// Says what shared RAM costs, once everything that was asked for is there.
+fn tell_backing(ram: &GuestRam) {
     let backing = ram.backing();
     match &backing.cost {
         None => tracing::info!("guest RAM is a {}, because a share's server has to see it", backing.name),
-        Some(cost) => {
-            tracing::warn!("guest RAM is a {}, because a share's server has to see it: {cost}", backing.name);
-        }
+        Some(cost) => tracing::warn!("{cost}"),
     }
-    Ok(ram)
 }
 
 /// Loads the guest's images while KVM makes the VM: KVM_CREATE_VM sleeps for milliseconds (on kernels before 6.14 it waits

@@ -34,25 +34,22 @@ impl Shared {
                 Err(error) => format!("its hugetlb pages are refused ({error})"),
             }
         } else {
-            format!("{} of the {needed} hugetlb pages it needs are free", offer.free_pages)
+            format!("of the {needed} hugetlb pages it needs, {} are free", offer.free_pages)
         };
-        let pages = match offer.shmem_enabled.as_str() {
-            "always" | "within_size" | "advise" | "force" => {
-                "transparent huge pages where the kernel finds some"
-            }
-            _ => "4 KiB pages",
-        };
-        let cost = format!(
-            "shared memory instead of THP-backed anonymous RAM has {pages}: {refused}, and \
-             /sys/kernel/mm/transparent_hugepage/shmem_enabled is `{}`; every first touch of a page costs a nested guest \
-             dearly, so give the node hugetlb pages (vm.nr_hugepages) and the pod a `hugepages-2Mi` limit, or write \
-             `advise` to shmem_enabled",
-            offer.shmem_enabled
-        );
-        let file = memfd(c"guest-ram", bytes, 0)?;
-        let cost = (pages == "4 KiB pages").then_some(cost);
-        Ok(Self { file, backing: Backing { name: "memfd", cost } })
+        let has_huge_pages =
+            matches!(offer.shmem_enabled.as_str(), "always" | "within_size" | "advise" | "force");
+        let cost = (!has_huge_pages).then(|| costly(needed, &refused));
+        Ok(Self { file: memfd(c"guest-ram", bytes, 0)?, backing: Backing { name: "memfd", cost } })
     }
+}
+
+/// What 4 KiB pages cost, why RAM has no larger ones, and what mends it.
+fn costly(needed: u64, refused: &str) -> String {
+    format!(
+        "guest RAM is shared memory of 4 KiB pages, because a share's server has to see it, and the first touch of each page \
+         is slow: {refused}; for 2 MiB pages set vm.nr_hugepages={needed} on the node and a `hugepages-2Mi` limit in the \
+         pod, or write `advise` to /sys/kernel/mm/transparent_hugepage/shmem_enabled"
+    )
 }
 
 impl Offer {

@@ -157,27 +157,27 @@ impl Balloon {
     }
 
     /// From now on the guest should do with `bytes` of its RAM, rounded up to a page. The driver inflates or deflates in its
-    /// own time: [`Balloon::facts`] tells how far it is. Without a driver, the next one is told.
+    /// own time: [`Balloon::facts`] tells how far it is. Without a driver, the next one is told. Returns the target before.
     ///
     /// # Errors
     /// When that is more than the guest has, or too little for a guest.
-    pub fn set_target(&self, bytes: u64) -> Result<(), TargetError> {
+    pub fn set_target(&self, bytes: u64) -> Result<u64, TargetError> {
         let size_bytes = self.0.size_bytes;
         let least_bytes = LEAST_BYTES.min(size_bytes);
         if !(least_bytes..=size_bytes).contains(&bytes) {
             return Err(TargetError { least_bytes, size_bytes });
         }
         let pages = size_bytes.saturating_sub(bytes) / PAGE;
-        let config = {
+        let (before, config) = {
             let mut state = self.0.lock();
-            state.num_pages = u32::try_from(pages).unwrap_or(u32::MAX);
-            state.config.clone()
+            let before = std::mem::replace(&mut state.num_pages, u32::try_from(pages).unwrap_or(u32::MAX));
+            (before, state.config.clone())
         };
         // Without our lock: it reads the configuration structure, which takes it.
         if let Some(config) = config {
             config.announce();
         }
-        Ok(())
+        Ok(size_bytes.saturating_sub(u64::from(before).saturating_mul(PAGE)))
     }
 
     /// The balloon for the status. Asks the driver for new statistics when its last ones are not of this second; they are

@@ -123,6 +123,18 @@ impl Net {
         let _ = self.tap.set_carrier(up);
     }
 
+    /// Whether the cable is plugged in.
+    #[must_use]
+    pub fn link_is_up(&self) -> bool {
+        self.shared.link_is_up()
+    }
+
+    /// The name of the tap at its other end.
+    #[must_use]
+    pub fn tap_name(&self) -> &str {
+        self.tap.name()
+    }
+
     /// Queue pairs there can be.
     fn pairs(&self) -> usize {
         self.tap.queue_count()
@@ -237,7 +249,7 @@ impl VirtioDevice for Net {
 
     fn backend(&self) -> Option<String> {
         let kernel = if self.kernel.is_empty() { "" } else { " by vhost-net" };
-        Some(format!("tap {}{kernel}, {}", self.tap.name(), self.shared.describe()))
+        Some(format!("tap {}{kernel}, {}", self.tap.name(), self.shared.describe(self.pairs())))
     }
 }
 

@@ -142,11 +142,14 @@ impl Shared {
         Listen::No
     }
 
-    /// Queue pairs, offloads and link in words.
-    pub(super) fn describe(&self) -> String {
-        let pairs = self.pairs.load(Ordering::Relaxed);
-        let plural = if pairs == 1 { "" } else { "s" };
+    /// Queue pairs that the driver uses of `all`, offloads and link in words.
+    pub(super) fn describe(&self, all: usize) -> String {
+        let pairs = match self.pairs.load(Ordering::Relaxed) {
+            1 if all == 1 => "1 queue pair".to_owned(),
+            used if used == all => format!("{all} queue pairs"),
+            used => format!("{used} of {all} queue pairs in use"),
+        };
         let link = if self.link_is_up() { "" } else { ", link down" };
-        format!("{pairs} queue pair{plural}, offloads {}{link}", *lock(&self.offloads))
+        format!("{pairs}, offloads {}{link}", *lock(&self.offloads))
     }
 }

@@ -370,7 +370,7 @@ fn offloads_are_switched_within_what_was_negotiated() {
     let mut net = fixture(features, 64);
     let mut set = |bits: u64| net.command(&[&[5, 0][..], &bits.to_le_bytes()].concat());
     assert_eq!((set(GUEST_CSUM), set(1 << 10)), (0, 1));
-    assert!(net.shared.describe().ends_with("offloads csum"), "{}", net.shared.describe());
+    assert!(net.shared.describe(1).ends_with("offloads csum"), "{}", net.shared.describe(1));
 }
 
 #[test]

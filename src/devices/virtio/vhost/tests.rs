@@ -133,13 +133,13 @@ fn a_back_end_is_told_everything_and_gets_doorbell_and_interrupt_themselves() {
     machine.drivers[0].offer(&[writable(DATA, 8)]);
     // A call is the interrupt: nobody of ours has to wake up for it.
     fake.last(fake::SET_VRING_CALL, 1, |request| {
-        std::io::Write::write_all(&mut &request.files[0], &1_u64.to_ne_bytes()).unwrap();
+        io::Write::write_all(&mut &request.files[0], &1_u64.to_ne_bytes()).unwrap();
     });
     assert_eq!((machine.wiring.raised(0), machine.wiring.raised(1)), (0, 1));
     // Masked, the call waits behind the mask, and the pending bit says so.
     machine.msix.write_table(16 + 12, &[1, 0, 0, 0]);
     fake.last(fake::SET_VRING_CALL, 1, |request| {
-        std::io::Write::write_all(&mut &request.files[0], &1_u64.to_ne_bytes()).unwrap();
+        io::Write::write_all(&mut &request.files[0], &1_u64.to_ne_bytes()).unwrap();
     });
     assert_eq!(machine.wiring.detached(), [1]);
     let began = std::time::Instant::now();
@@ -269,7 +269,7 @@ fn a_ring_it_finds_broken_is_the_guest_s_fault_and_it_stays() {
     let machine = Machine::new(&session(vec![user]));
     let (workers, fault) = machine.start().unwrap();
     fake.last(fake::SET_VRING_ERR, 0, |request| {
-        std::io::Write::write_all(&mut &request.files[0], &1_u64.to_ne_bytes()).unwrap();
+        io::Write::write_all(&mut &request.files[0], &1_u64.to_ne_bytes()).unwrap();
     });
     assert!(matches!(fault.recv_timeout(LONG).unwrap(), Fault::Vhost(VhostError::Ring { .. })));
     workers.stop();
@@ -285,4 +285,22 @@ fn memory_that_is_not_shared_is_an_error() {
     machine.memory = crate::devices::virtio::testing::guest_ram();
     let error = machine.start().map(drop).unwrap_err();
     assert!(error.to_string().contains("guest memory, which has to be shared"), "{error}");
+}
+
+#[test]
+fn a_device_that_does_not_open_is_told_with_its_path_and_the_mend() {
+    let told = |errno| {
+        let cause = io::Error::from_raw_os_error(errno);
+        let (path, module, without) = ("/dev/vhost-net", "vhost_net", "leave out vhost=on");
+        VhostError::NoDevice { path, module, without, cause }.to_string()
+    };
+    for (errno, words) in [
+        (libc::ENOENT, "/dev/vhost-net is not there: give the pod the device"),
+        (libc::EPERM, "/dev/vhost-net may not be opened here: "),
+        (libc::EMFILE, "/dev/vhost-net cannot be opened (Too many open files"),
+    ] {
+        let told = told(errno);
+        assert!(told.starts_with(words) && told.contains("modprobe vhost_net"), "{told}");
+        assert!(told.ends_with("or leave out vhost=on") && !told.contains("os error"), "{told}");
+    }
 }
