@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::clock::Moment;
 use super::model::{BootStage, EndReason, HostBackend, MachineFacts};
-use crate::spec::plan::{ConsoleKind, MachinePlan};
+use crate::spec::plan::{ConsoleKind, DiskPlan, DiskSource, MachinePlan, PartitionPlan};
 
 /// Where the VM is in its life. The transitions are in `agent::lifecycle`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -161,10 +161,45 @@ pub struct PlanSummary {
 /// One disk that was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskSummary {
-    /// The image file or block device; of a composite disk, that of its first partition.
+    /// The image file or block device; absent for a composite disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// The partitions of a composite disk, in order; absent for others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub partitions: Vec<PartitionSummary>,
+    /// The guest may only read it; of a composite disk, none of its partitions can be written.
+    pub readonly: bool,
+}
+
+/// One partition of a composite disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartitionSummary {
+    /// Its name in the partition table.
+    pub label: String,
+    /// The raw image.
     pub path: PathBuf,
     /// The guest may only read it.
     pub readonly: bool,
+}
+
+impl From<&DiskPlan> for DiskSummary {
+    fn from(plan: &DiskPlan) -> Self {
+        match &plan.source {
+            DiskSource::Image { path, .. } => {
+                Self { path: Some(path.clone()), partitions: Vec::new(), readonly: plan.readonly }
+            }
+            DiskSource::Partitions { partitions, .. } => {
+                let summary = |partition: &PartitionPlan| PartitionSummary {
+                    label: partition.label.clone(),
+                    path: partition.path.clone(),
+                    readonly: partition.readonly,
+                };
+                let partitions: Vec<_> = partitions.iter().map(summary).collect();
+                let readonly = partitions.iter().all(|partition| partition.readonly);
+                Self { path: None, partitions, readonly }
+            }
+        }
+    }
 }
 
 impl From<&MachinePlan> for PlanSummary {
@@ -173,18 +208,47 @@ impl From<&MachinePlan> for PlanSummary {
             ConsoleKind::Virtio => "virtio",
             ConsoleKind::Serial => "serial",
         };
-        let disk = |disk: &crate::spec::plan::DiskPlan| DiskSummary {
-            path: disk.path().to_owned(),
-            readonly: disk.readonly,
-        };
         Self {
             cpus: plan.cpus,
             memory_bytes: plan.memory_bytes,
             kernel: plan.kernel.clone(),
             initrd: plan.initrd.clone(),
             console: console.to_owned(),
-            disks: plan.disks.iter().map(disk).collect(),
+            disks: plan.disks.iter().map(DiskSummary::from).collect(),
             shares: plan.shares.iter().map(|share| share.tag.clone()).collect(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn a_composite_disk_is_told_by_its_partitions() {
+        let part = |label: &str, readonly| PartitionPlan {
+            label: label.to_owned(),
+            path: format!("/img/{label}.img").into(),
+            readonly,
+        };
+        let plain = DiskPlan::image(Path::new("/data/a.img"), true);
+        let partitions = vec![part("boot", true), part("data", false)];
+        let composite = DiskPlan {
+            source: DiskSource::Partitions { partitions, said_raw: false },
+            ..DiskPlan::image(Path::new(""), false)
+        };
+        let json = [plain, composite].map(|plan| serde_json::to_value(DiskSummary::from(&plan)).unwrap());
+        assert_eq!(json[0], serde_json::json!({ "path": "/data/a.img", "readonly": true }));
+        let expected = serde_json::json!({
+            "partitions": [
+                { "label": "boot", "path": "/img/boot.img", "readonly": true },
+                { "label": "data", "path": "/img/data.img", "readonly": false },
+            ],
+            "readonly": false,
+        });
+        assert_eq!(json[1], expected);
+        assert_eq!(serde_json::from_value::<DiskSummary>(expected).unwrap().path, None);
     }
 }

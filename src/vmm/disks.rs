@@ -32,7 +32,7 @@ impl Disks {
             ResizeError::Kernel(_) => Refusal::Failed(error.to_string()),
             _ => Refusal::Bad(error.to_string()),
         })?;
-        tracing::info!(disk = which, before, now = resized, "a disk was resized");
+        tracing::info!(disk = %disk.name(), asked = which, before, now = resized, "a disk was resized");
         Ok(())
     }
 
@@ -108,11 +108,12 @@ fn open(plan: &DiskPlan) -> Result<Arc<dyn Disk>, DiskError> {
             });
             Image { path: path.clone(), format, access, follow_backing: *follow_backing }.open()
         }
-        DiskSource::Partitions(partitions) => {
+        DiskSource::Partitions { partitions, said_raw } => {
             let partition = |plan: &crate::spec::plan::PartitionPlan| Partition {
                 label: plan.label.clone(),
                 path: plan.path.clone(),
                 readonly: plan.readonly,
+                said_raw: *said_raw,
             };
             let partitions: Vec<_> = partitions.iter().map(partition).collect();
             Ok(Arc::new(CompositeDisk::open(&partitions, access)?))

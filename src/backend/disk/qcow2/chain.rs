@@ -15,6 +15,7 @@ use super::super::raw::open_locked;
 use super::super::{Access, DiskError};
 use super::header::{BackingName, Header, Refusal};
 use super::storage::TableFile;
+use super::{REPAIR, is_damage};
 
 /// Backing files of backing files. A longer chain is a mistake, and reading through it would be slow.
 pub(in super::super) const MAX_LAYERS: usize = 16;
@@ -58,7 +59,13 @@ fn open_qcow2(
             Some(Arc::new(below))
         }
     };
-    let failed = |source| DiskError::Open { path: path.into(), access: "reading", cause: source };
+    let failed = |cause: std::io::Error| {
+        if is_damage(&cause) {
+            problem(path, &format!("is damaged ({cause}): {REPAIR}"))
+        } else {
+            DiskError::Open { path: path.into(), access: "reading", cause }
+        }
+    };
     // Whatever the image names has been opened above, or does not exist for imago.
     let image = Qcow2::<TableFile, Arc<FormatAccess<TableFile>>>::builder(storage(path, file, access, true)?)
         .write(!access.readonly)
@@ -76,20 +83,7 @@ fn open_backing(
     seen: &mut Seen,
 ) -> Result<FormatAccess<TableFile>, DiskError> {
     let path = resolve(image, &backing.name)?;
-    let format = match backing.format {
-        Some(format) => format,
-        None => detect(&path).map_err(|error| match error {
-            DiskError::Ambiguous(_) | DiskError::NotQcow2 { .. } => {
-                let base = &backing.name;
-                let mend = "say it with `qemu-img rebase -u -F FORMAT -b";
-                problem(
-                    image,
-                    &format!("does not tell the format of its backing file {base:?}: {mend} {base}`"),
-                )
-            }
-            other => other,
-        })?,
-    };
+    let format = backing_format(image, backing, &path)?;
     let access = Access { readonly: true, direct };
     match format {
         Format::Qcow2 => open_qcow2(&path, access, true, seen),
@@ -100,6 +94,28 @@ fn open_backing(
             raw.open(DenyImplicitOpenGate::default()).map(FormatAccess::new).map_err(failed)
         }
     }
+}
+
+/// The format of the backing file at `path`: what the image says, or what name and beginning say together.
+pub(in super::super) fn backing_format(
+    image: &Path,
+    backing: &BackingName,
+    path: &Path,
+) -> Result<Format, DiskError> {
+    let Some(format) = backing.format else {
+        return detect(path).map_err(|error| match error {
+            DiskError::Ambiguous { .. } => {
+                let base = &backing.name;
+                let mend = "say it with `qemu-img rebase -u -F FORMAT -b";
+                problem(
+                    image,
+                    &format!("does not tell the format of its backing file {base:?}: {mend} {base:?}`"),
+                )
+            }
+            other => other,
+        });
+    };
+    Ok(format)
 }
 
 /// Opens and locks one file of the chain.
