@@ -251,7 +251,7 @@ impl Disk for RawDisk {
 }
 
 /// The end of a block device is its size, where its metadata says 0.
-fn end_of(mut file: &File) -> io::Result<u64> {
+pub(super) fn end_of(mut file: &File) -> io::Result<u64> {
     file.seek(SeekFrom::End(0))
 }
 

@@ -7,6 +7,7 @@
 mod chain;
 pub(super) mod header;
 mod storage;
+mod tables;
 
 pub(super) use self::chain::{MAX_LAYERS, backing_format, refuse, resolve};
 
