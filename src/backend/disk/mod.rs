@@ -220,4 +220,6 @@ fn describe(format: &str, disk: &dyn Disk, more: &[&str]) -> String {
 }
 
 #[cfg(test)]
+mod full;
+#[cfg(test)]
 mod model;
