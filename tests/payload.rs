@@ -15,6 +15,8 @@
 
 #[path = "payload/devices.rs"]
 mod devices;
+#[path = "payload/disks.rs"]
+mod disks;
 #[path = "payload/endings.rs"]
 mod endings;
 #[path = "payload/harness.rs"]

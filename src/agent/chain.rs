@@ -1,5 +1,6 @@
 //! Errors as one sentence.
 
+use std::borrow::Cow;
 use std::error::Error;
 
 /// The error's text and those of its sources, joined by `: `. A source that its error has already quoted is left out, and so
@@ -29,6 +30,24 @@ fn without_numbers(text: &str) -> String {
     })
 }
 
+/// The text with its control characters escaped (`\n`, `\u{1b}`), so that it stays one line and leaves a terminal alone.
+/// Sentences quote what others have written: the names of backing files, paths.
+#[must_use]
+pub fn one_line(text: &str) -> Cow<'_, str> {
+    if !text.contains(char::is_control) {
+        return Cow::Borrowed(text);
+    }
+    let mut line = String::with_capacity(text.len() + 8);
+    for character in text.chars() {
+        if character.is_control() {
+            line.extend(character.escape_default());
+        } else {
+            line.push(character);
+        }
+    }
+    Cow::Owned(line)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -56,5 +75,11 @@ mod tests {
             "a: No such file or directory; b: No such file or directory"
         );
         assert_eq!(without_numbers("odd (os error x) and (os error 1"), "odd (os error x) and (os error 1");
+    }
+
+    #[test]
+    fn a_line_has_no_control_characters() {
+        assert!(matches!(one_line("the disk /data/ä b.img"), Cow::Borrowed(_)));
+        assert_eq!(one_line("a\nb\u{1b}[31m\u{9b}c\t"), "a\\nb\\u{1b}[31m\\u{9b}c\\t");
     }
 }

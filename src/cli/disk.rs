@@ -1,12 +1,15 @@
 //! `nestling disk`: makes, shows and converts images, for who has no qemu-img; and makes a running VM's disk larger.
 
 use std::io::IsTerminal;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::{SocketArgs, output};
-use crate::agent::chain::chain;
+use crate::agent::chain::{chain, one_line};
 use crate::agent::exit::Exit;
 use crate::backend::disk::{
     Access, Backing, DiskError, Format, Held, Image, ImageInfo, Layer, NewImage, convert, create, info,
@@ -130,14 +133,17 @@ struct ResizeArgs {
 
 /// Runs the command.
 pub(super) fn run(args: &DiskArgs) -> Exit {
+    let mut signals = HeldSignals::default();
     let done = match &args.command {
         DiskCommand::Create(args) => make(args),
         DiskCommand::Info(args) => show(args),
-        DiskCommand::Convert(args) => copy(args),
+        DiskCommand::Convert(args) => copy(args, &mut signals),
         DiskCommand::Resize(args) => return resize(args),
     };
     match done {
         Ok(()) => Exit::Success,
+        Err(DiskError::Stopped(_)) if signals.came == Some(Signal::SIGINT) => Exit::Interrupted,
+        Err(DiskError::Stopped(_)) => Exit::Terminated,
         Err(error) => {
             output::complain(&chain(&error));
             Exit::BadInput
@@ -176,7 +182,8 @@ fn make(args: &CreateArgs) -> Result<(), DiskError> {
 }
 
 fn show(args: &InfoArgs) -> Result<(), DiskError> {
-    let info = info(&args.path, args.format.map(Format::from))?;
+    let info = info(&args.path, args.format.map(Format::from));
+    let info = info.map_err(|error| error.answered_by("--format "))?;
     if args.json {
         // Plain data always has a JSON form.
         output::print(&format!("{}\n", serde_json::to_string_pretty(&info).unwrap_or_default()));
@@ -190,13 +197,13 @@ fn in_words(info: &ImageInfo) -> String {
     let mut text = String::new();
     for layer in &info.layers {
         let head = if text.is_empty() { "image" } else { "backing file" };
-        text.push_str(&format!("{head:<13} {}\n", layer.path.display()));
+        text.push_str(&format!("{head:<13} {}\n", one_line(&layer.path.to_string_lossy())));
         for (name, value) in lines(layer) {
             text.push_str(&format!("  {name:<11} {value}\n"));
         }
     }
     if let Some(reason) = &info.broken {
-        text.push_str(&format!("backing file  cannot be used: {reason}\n"));
+        text.push_str(&format!("backing file  cannot be used: {}\n", one_line(reason)));
     }
     text
 }
@@ -240,7 +247,8 @@ fn in_units(bytes: u64) -> String {
     format!("{bytes} bytes")
 }
 
-fn copy(args: &ConvertArgs) -> Result<(), DiskError> {
+fn copy(args: &ConvertArgs, signals: &mut HeldSignals) -> Result<(), DiskError> {
+    signals.hold();
     let format = format_of(&args.target, args.format);
     let source = Image {
         path: args.source.clone(),
@@ -256,13 +264,54 @@ fn copy(args: &ConvertArgs) -> Result<(), DiskError> {
             last = Some(percent);
             output::print_error(&format!("\r{percent} %"));
         }
+        if signals.came() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     if shown && last.is_some() {
         output::print_error("\n");
     }
-    let bytes = result?;
+    let bytes = result.map_err(|error| error.answered_by("--source-format "))?;
     output::print(&format!("{}: {}, {}\n", args.target.display(), format.name(), in_units(bytes)));
     Ok(())
+}
+
+/// SIGINT, SIGTERM and SIGHUP, held back while an image is made: it is taken away before they are followed.
+#[derive(Default)]
+struct HeldSignals {
+    held: Option<(SignalFd, SigSet)>,
+    came: Option<Signal>,
+}
+
+impl HeldSignals {
+    /// From now on they wait. Where they cannot be made to wait, they kill us as ever.
+    fn hold(&mut self) {
+        let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
+        let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
+        if let Ok(fd) = SignalFd::with_flags(&signals, flags)
+            && let Ok(before) = signals.thread_swap_mask(SigmaskHow::SIG_BLOCK)
+        {
+            self.held = Some((fd, before));
+        }
+    }
+
+    /// Whether one of them has come.
+    fn came(&mut self) -> bool {
+        if let Some((fd, _)) = &self.held
+            && let Ok(Some(signal)) = fd.read_signal()
+        {
+            self.came = i32::try_from(signal.ssi_signo).ok().and_then(|number| Signal::try_from(number).ok());
+        }
+        self.came.is_some()
+    }
+}
+
+/// One that has come and was not asked for kills us now.
+impl Drop for HeldSignals {
+    fn drop(&mut self) {
+        if let Some((_, before)) = &self.held {
+            // The mask was valid before; there is nobody to tell.
+            let _ = before.thread_set_mask();
+        }
+    }
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use tracing_subscriber::fmt::layer;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use crate::agent::chain::one_line;
 use crate::spec::config::{Given, LogFormat};
 use crate::spec::error::{Problem, SpecError};
 
@@ -44,7 +45,8 @@ pub(super) fn start(format: LogFormat) -> Result<(), SpecError> {
     refused.map_or(Ok(()), Err)
 }
 
-/// Stderr that never blocks us for long: a log nobody reads loses lines, and the VM goes on and can be stopped.
+/// Stderr that never blocks us for long: a log nobody reads loses lines, and the VM goes on and can be stopped. Each write
+/// is a whole event, and one line.
 struct Stderr;
 
 /// How long a line waits for a reader, in milliseconds.
@@ -54,17 +56,35 @@ const CHUNK: usize = 4096;
 
 impl Write for Stderr {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let line = line(data);
+        let mut rest = line.as_slice();
         let stderr = io::stderr();
-        let mut fds = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
-        if poll(&mut fds, PollTimeout::from(PATIENCE_MS)) == Ok(0) {
-            return Ok(data.len());
+        while !rest.is_empty() {
+            let mut fds = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+            if poll(&mut fds, PollTimeout::from(PATIENCE_MS)) == Ok(0) {
+                break;
+            }
+            match stderr.lock().write(rest.get(..CHUNK).unwrap_or(rest)) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => rest = rest.get(count..).unwrap_or_default(),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
         }
-        stderr.lock().write(data.get(..CHUNK).unwrap_or(data))
+        Ok(data.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// An event as one line: what it quotes may have line breaks of its own, and more that a terminal obeys.
+fn line(event: &[u8]) -> Vec<u8> {
+    let text = String::from_utf8_lossy(event);
+    let mut line = one_line(text.strip_suffix('\n').unwrap_or(&text)).into_owned().into_bytes();
+    line.push(b'\n');
+    line
 }
 
 fn usual() -> Targets {
@@ -84,6 +104,11 @@ fn read(text: &str) -> Option<Targets> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_event_is_one_line_whatever_it_quotes() {
+        assert_eq!(line(b"WARN disk=/a\nERROR forged\x1b[2J\n"), b"WARN disk=/a\\nERROR forged\\u{1b}[2J\n");
+    }
 
     #[test]
     fn a_filter_is_a_level_or_levels_of_parts() {

@@ -145,7 +145,9 @@ fn explain_usage(error: &clap::Error) -> Exit {
             Exit::BadInput
         }
         _ => {
-            output::complain(text.strip_prefix("error: ").unwrap_or(&text).trim_end());
+            // Several lines, with a hint and the usage.
+            let text = text.strip_prefix("error: ").unwrap_or(&text).trim_end();
+            output::print_error(&format!("nestling: {text}\n"));
             Exit::BadInput
         }
     }

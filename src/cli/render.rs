@@ -82,14 +82,15 @@ fn plan_text(plan: &PlanSummary) -> String {
 fn device_rows(page: &mut String, plan: &PlanSummary) {
     let readonly = |readonly: bool| if readonly { ", read-only" } else { "" };
     for disk in &plan.disks {
-        let text = format!(
-            "{}, serial {}: {}{}",
-            disk.name,
-            disk.serial,
-            disk.path.display(),
-            readonly(disk.readonly)
-        );
-        row(page, "disk", &text);
+        let parts = disk
+            .partitions
+            .iter()
+            .map(|part| format!("{} {}{}", part.label, part.path.display(), readonly(part.readonly)));
+        let what = match &disk.path {
+            Some(path) => format!("{}{}", path.display(), readonly(disk.readonly)),
+            None => format!("partitions {}", parts.collect::<Vec<_>>().join("; ")),
+        };
+        row(page, "disk", &format!("{}, serial {}: {what}", disk.name, disk.serial));
     }
     for (index, net) in plan.nets.iter().enumerate() {
         let tap = match (&net.tap, net.fd) {

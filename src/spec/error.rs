@@ -66,15 +66,13 @@ pub enum Problem {
         text: String,
     },
     /// A history too short to be of use, or too long to be in our memory.
-    #[error(
-        "{text} of console history is out of range: write 4K to 64M (a number without a unit counts bytes)"
-    )]
+    #[error("{text} of console history is out of range: write 4K to 64M{}", unit_hint(text))]
     ConsoleHistory {
         /// What was written.
         text: String,
     },
     /// Less RAM than any guest boots with.
-    #[error("{text} is too little memory: the least is 32M (a number without a unit counts bytes)")]
+    #[error("{text} is too little memory: the least is 32M{}", unit_hint(text))]
     MemoryTooSmall {
         /// What was written.
         text: String,
@@ -305,4 +303,13 @@ pub enum Problem {
         /// Why.
         reason: String,
     },
+}
+
+/// What to tell who wrote `256` and meant megabytes; who wrote a unit knows.
+fn unit_hint(text: &str) -> &'static str {
+    if text.trim().bytes().all(|byte| byte.is_ascii_digit()) && text.trim() != "0" {
+        " (a number without a unit counts bytes)"
+    } else {
+        ""
+    }
 }

@@ -128,7 +128,12 @@ pub enum DiskSource {
         follow_backing: bool,
     },
     /// In several raw images, which are the partitions of one disk.
-    Partitions(Vec<PartitionPlan>),
+    Partitions {
+        /// The images, in order.
+        partitions: Vec<PartitionPlan>,
+        /// `format=raw` was said: they are raw images, whatever they begin with.
+        said_raw: bool,
+    },
 }
 
 /// One partition of a composite disk.
@@ -201,17 +206,6 @@ impl DiskPlan {
     #[must_use]
     pub fn serial_of(&self, index: usize) -> String {
         self.serial.clone().unwrap_or_else(|| format!("nestling-{index}"))
-    }
-
-    /// The image, or that of the first partition.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        match &self.source {
-            DiskSource::Image { path, .. } => path,
-            DiskSource::Partitions(partitions) => {
-                partitions.first().map_or(Path::new(""), |first| &first.path)
-            }
-        }
     }
 }
 

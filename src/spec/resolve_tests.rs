@@ -82,6 +82,10 @@ fn memory_is_huge_pages_within_the_host() {
         let message = check_memory(&flag(text), host).expect_err(text).to_string();
         assert!(message.contains(wanted), "{text}: {message}");
     }
+    for text in ["31M", "1024K", "0"] {
+        let message = check_memory(&flag(text), host).expect_err(text).to_string();
+        assert!(message.ends_with("the least is 32M"), "{text} has its unit: {message}");
+    }
 }
 
 #[test]

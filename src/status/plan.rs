@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::spec::plan::{
-    ConsoleKind, DiskPlan, MachinePlan, NetPlan, PortPlan, SharePlan, ShareServer, TapPlan, VsockHost,
-    VsockPlan, linux_disk_name,
+    ConsoleKind, DiskPlan, DiskSource, MachinePlan, NetPlan, PartitionPlan, PortPlan, SharePlan, ShareServer,
+    TapPlan, VsockHost, VsockPlan, linux_disk_name,
 };
 
 /// What was asked for.
@@ -54,7 +54,22 @@ pub struct DiskSummary {
     /// Its serial number: `/dev/disk/by-id/virtio-SERIAL`.
     #[serde(default)]
     pub serial: String,
-    /// The image file or block device; of a composite disk, that of its first partition.
+    /// The image file or block device; absent for a composite disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// The partitions of a composite disk, in order; absent for others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub partitions: Vec<PartitionSummary>,
+    /// The guest may only read it; of a composite disk, none of its partitions can be written.
+    pub readonly: bool,
+}
+
+/// One partition of a composite disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartitionSummary {
+    /// Its name in the partition table.
+    pub label: String,
+    /// The raw image.
     pub path: PathBuf,
     /// The guest may only read it.
     pub readonly: bool,
@@ -133,12 +148,22 @@ impl From<&MachinePlan> for PlanSummary {
 }
 
 fn disk((index, plan): (usize, &DiskPlan)) -> DiskSummary {
-    DiskSummary {
-        name: linux_disk_name(index),
-        serial: plan.serial_of(index),
-        path: plan.path().to_owned(),
-        readonly: plan.readonly,
+    let (name, serial) = (linux_disk_name(index), plan.serial_of(index));
+    match &plan.source {
+        DiskSource::Image { path, .. } => {
+            let (path, partitions, readonly) = (Some(path.clone()), Vec::new(), plan.readonly);
+            DiskSummary { name, serial, path, partitions, readonly }
+        }
+        DiskSource::Partitions { partitions, .. } => {
+            let partitions: Vec<_> = partitions.iter().map(partition).collect();
+            let readonly = partitions.iter().all(|partition| partition.readonly);
+            DiskSummary { name, serial, path: None, partitions, readonly }
+        }
     }
+}
+
+fn partition(plan: &PartitionPlan) -> PartitionSummary {
+    PartitionSummary { label: plan.label.clone(), path: plan.path.clone(), readonly: plan.readonly }
 }
 
 fn net(plan: &NetPlan) -> NetSummary {
@@ -173,4 +198,44 @@ fn vsock(plan: &VsockPlan) -> VsockSummary {
         VsockHost::Kernel => None,
     };
     VsockSummary { cid: plan.cid, path }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn a_composite_disk_is_told_by_its_partitions() {
+        let part = |label: &str, readonly| PartitionPlan {
+            label: label.to_owned(),
+            path: format!("/img/{label}.img").into(),
+            readonly,
+        };
+        let plain = DiskPlan::image(Path::new("/data/a.img"), true);
+        let partitions = vec![part("boot", true), part("data", false)];
+        let composite = DiskPlan {
+            source: DiskSource::Partitions { partitions, said_raw: false },
+            ..DiskPlan::image(Path::new(""), false)
+        };
+        let json = [plain, composite].map(|plan| serde_json::to_value(disk((0, &plan))).unwrap());
+        assert_eq!(
+            json[0],
+            serde_json::json!(
+                { "name": "vda", "serial": "nestling-0", "path": "/data/a.img", "readonly": true }
+            )
+        );
+        let expected = serde_json::json!({
+            "name": "vda",
+            "serial": "nestling-0",
+            "partitions": [
+                { "label": "boot", "path": "/img/boot.img", "readonly": true },
+                { "label": "data", "path": "/img/data.img", "readonly": false },
+            ],
+            "readonly": false,
+        });
+        assert_eq!(json[1], expected);
+        assert_eq!(serde_json::from_value::<DiskSummary>(expected).unwrap().path, None);
+    }
 }

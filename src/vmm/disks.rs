@@ -33,7 +33,7 @@ impl Disks {
             ResizeError::ReadOnly | ResizeError::Fixed { .. } => Refusal::Cannot(error.to_string()),
             ResizeError::NoSectors(_) | ResizeError::Smaller { .. } => Refusal::Bad(error.to_string()),
         })?;
-        tracing::info!(disk = which, before_bytes = before, now_bytes = resized, "a disk was resized");
+        tracing::info!(disk = %disk.name(), asked = which, before_bytes = before, now_bytes = resized, "a disk was resized");
         Ok(())
     }
 
@@ -95,11 +95,12 @@ fn open(plan: &DiskPlan) -> Result<Arc<dyn Disk>, DiskError> {
             });
             Image { path: path.clone(), format, access, follow_backing: *follow_backing }.open()
         }
-        DiskSource::Partitions(partitions) => {
+        DiskSource::Partitions { partitions, said_raw } => {
             let partition = |plan: &crate::spec::plan::PartitionPlan| Partition {
                 label: plan.label.clone(),
                 path: plan.path.clone(),
                 readonly: plan.readonly,
+                said_raw: *said_raw,
             };
             let partitions: Vec<_> = partitions.iter().map(partition).collect();
             Ok(Arc::new(CompositeDisk::open(&partitions, access)?))

@@ -245,7 +245,7 @@ impl BlockHandler {
             Counts::add(&counts.errors, 1);
             // A guest repeats a failed request as often as it likes.
             if self.shared.complaints.may_speak() {
-                let disk = self.shared.disk.path().display();
+                let disk = self.shared.disk.name();
                 tracing::warn!(%disk, request = ?begun.kind, %error, "a disk request failed; the guest sees an I/O error");
             }
             return (STATUS_IOERR, 0);

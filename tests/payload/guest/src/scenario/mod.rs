@@ -45,6 +45,8 @@ pub fn run() -> ! {
         "disk-features" => disk::feature_sets(),
         "disk-reads" => disk::reads(),
         "disk-resets" => disk::resets(),
+        "disk-fill" => disk::fill(),
+        "disk-churn" => disk::churn(),
         "broken-chains" => broken_chains::run(),
         "broken-rings" => broken_rings::run(),
         "noise-bar" => noise::over_bars(),
