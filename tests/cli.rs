@@ -316,6 +316,14 @@ fn a_limit_of_open_files_is_named_and_no_fault_of_the_spec() {
     }
 }
 
+/// Needs a /dev/kvm that can be opened.
+#[test]
+fn what_a_share_s_memory_costs_is_told_of_a_machine_that_is_there() {
+    let place = Place::new();
+    let text = stderr(&place.run(&["--share", "tag=data,dir=folder"]));
+    assert!(text.contains("is not an x86-64 kernel") && !text.contains("guest RAM"), "{text}");
+}
+
 #[test]
 fn a_flag_wins_over_the_spec() {
     let place = Place::new();

@@ -41,8 +41,12 @@ fn a_vsock_address_that_is_taken_is_refused() {
     let first = Vm::start_devices(Kernel::Nestling, &["--vsock", "cid=9,vhost=true"], "echo UP; read line");
     first.expect("UP\r\n");
     let second = Vm::start_devices(Kernel::Nestling, &["--vsock", "cid=9,vhost=true"], "true").end();
-    assert_ne!(second.code, Some(0));
-    assert!(second.log.contains("the vsock address 9 is taken on this node"), "{}", second.log);
+    assert_eq!(second.code, Some(201));
+    assert!(
+        second.log.contains("the vsock cid 9 is taken: another VM on this node has it"),
+        "{}",
+        second.log
+    );
 }
 
 /// The tap and the addresses are in a network namespace of this test's own: those a thread makes are its children's too.
