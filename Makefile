@@ -120,7 +120,8 @@ test-here: packages
 	cargo test -p nestling-node --bins
 
 # Linux guests, and the bare-metal ones once more, on VT-x. Bochs takes no interrupt from a guest that spins with its own
-# switched off, so that one test runs on this machine's /dev/kvm alone, as do those of the commands, which need our binary.
+# switched off, so that one test runs on this machine's /dev/kvm alone; so do those of the commands, which need our binary,
+# and those of disks in trouble, which need QEMU's tools.
 .PHONY: test-guest
 test-guest: assets virtiofsd node
 	@cargo build --profile payload -p nestling-payload --features freestanding --target-dir target/payload
@@ -144,7 +145,7 @@ guests-1:
 .PHONY: guests-2
 guests-2:
 	@{ $(RUN_GUESTS) --test guest -- $(GUEST_OPTIONS) $(addprefix --skip ,$(GUESTS_1)) && \
-	$(RUN_GUESTS) --test payload -- $(GUEST_OPTIONS) --skip a_guest_that_never_exits_is_stopped --skip commands::; } 2>&1 | sed -u 's/^/2| /'
+	$(RUN_GUESTS) --test payload -- $(GUEST_OPTIONS) --skip a_guest_that_never_exits_is_stopped --skip commands:: --skip disks::; } 2>&1 | sed -u 's/^/2| /'
 
 .PHONY: bench
 bench: binaries build node

@@ -11,7 +11,12 @@
 //!
 //! (Bochs does not take interrupts from a guest that spins with its own switched off, so that one test hangs there.)
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, its helpers too")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking, its helpers too"
+)]
 
 #[path = "payload/commands.rs"]
 mod commands;

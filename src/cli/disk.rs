@@ -135,7 +135,7 @@ struct ResizeArgs {
 pub(super) fn run(args: &DiskArgs) -> Exit {
     let mut signals = HeldSignals::default();
     let done = match &args.command {
-        DiskCommand::Create(args) => make(args),
+        DiskCommand::Create(args) => make(args, &mut signals),
         DiskCommand::Info(args) => show(args),
         DiskCommand::Convert(args) => copy(args, &mut signals),
         DiskCommand::Resize(args) => return resize(args),
@@ -166,7 +166,8 @@ fn format_of(path: &Path, said: Option<FormatArg>) -> Format {
     said.map_or(if named { Format::Qcow2 } else { Format::Raw }, Format::from)
 }
 
-fn make(args: &CreateArgs) -> Result<(), DiskError> {
+fn make(args: &CreateArgs, signals: &mut HeldSignals) -> Result<(), DiskError> {
+    signals.hold();
     let format = match (args.format, &args.backing) {
         (None, Some(_)) => Format::Qcow2,
         (said, _) => format_of(&args.path, said),

@@ -11,6 +11,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 
+use super::super::detect::MAGIC;
 use super::header::{Header, Refusal, read_up_to};
 
 /// Bits of an entry that are an offset (QEMU docs/interop/qcow2.txt): of L1 and L2 entries, and of the refcount table's.
@@ -45,9 +46,11 @@ impl Tables {
     /// Reads and checks the tables of an image of `end` bytes.
     pub(super) fn load(file: &File, header: &Header, writable: bool, end: u64) -> Result<Self, Refusal> {
         let mut tables = Self { cluster: header.cluster_bytes, l1: header.l1(), ..Self::default() };
-        let l1 = tables.load_root(file, Root::L1, end)?;
         if writable {
             tables.refcounts = header.refcount_table();
+        }
+        let l1 = tables.load_root(file, Root::L1, end)?;
+        if writable {
             if overlap(&tables.l1, &tables.refcounts) {
                 return Err(damaged("its L1 table and its refcount table overlap"));
             }
@@ -162,11 +165,11 @@ impl Tables {
 
     /// Checks an L2 table that was read: it leads to no table, for what it leads to may be written or given out again.
     pub(super) fn check_l2(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        for entry in numbers(bytes).filter(|entry| entry & COMPRESSED == 0) {
-            let data = entry & OFFSET;
-            if data != 0 && (self.is_root(data) || self.leaves.contains_key(&data)) {
+        for entry in numbers(bytes) {
+            let data = data(entry, self.cluster);
+            if let Some(table) = self.table_in(&data) {
                 return Err(wrong(&format!(
-                    "the L2 table at byte {offset} leads to the table at byte {data}"
+                    "the L2 table at byte {offset} leads to the table at byte {table}"
                 )));
             }
         }
@@ -175,6 +178,9 @@ impl Tables {
 
     /// Checks what is about to be written to the tables: a new entry must lead to a table of its own.
     pub(super) fn check_entries(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        if offset == 0 && !bytes.starts_with(&MAGIC) {
+            return Err(wrong("a table would be written over the header: its counts are wrong"));
+        }
         for (root, mask) in [(Root::L1, OFFSET), (Root::Refcounts, REFCOUNT_OFFSET)] {
             let place = self.root(root).clone();
             for (at, entry) in (offset..).step_by(8).zip(numbers(bytes)) {
@@ -199,14 +205,22 @@ impl Tables {
     /// Checks where data are about to be written, in a file of `end` bytes.
     pub(super) fn check_data(&self, place: &Range<u64>, end: u64) -> io::Result<()> {
         self.check_near(place.start, end)?;
+        match self.table_in(place) {
+            Some(table) => Err(wrong(&format!("data would be written to the table at byte {table}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// The first cluster in these bytes that the header or a table is in.
+    fn table_in(&self, place: &Range<u64>) -> Option<u64> {
         let mut cluster = place.start - place.start % self.cluster;
         while cluster < place.end {
             if self.is_root(cluster) || self.leaves.contains_key(&cluster) {
-                return Err(wrong(&format!("data would be written to the table at byte {cluster}")));
+                return Some(cluster);
             }
             cluster = cluster.saturating_add(self.cluster);
         }
-        Ok(())
+        None
     }
 }
 
@@ -282,6 +296,20 @@ fn check_whole(file: &File, l1: &[u64], header: &Header, end: u64) -> Result<(),
         }
     }
     Ok(())
+}
+
+/// The bytes that an L2 entry leads to; none for one that leads nowhere. Compressed data begin anywhere, and their length is
+/// a number of sectors; which bits are which depends on the size of a cluster.
+fn data(entry: u64, cluster: u64) -> Range<u64> {
+    if entry & COMPRESSED == 0 {
+        let start = entry & OFFSET;
+        return start..if start == 0 { 0 } else { start.saturating_add(cluster) };
+    }
+    let offset_bits = 70_u32.saturating_sub(cluster.trailing_zeros());
+    let mask = (1_u64 << offset_bits.min(56)) - 1;
+    let sectors = (entry & (COMPRESSED - 1)) >> offset_bits;
+    let start = entry & mask;
+    start..(start - start % 512).saturating_add((sectors + 1) * 512)
 }
 
 fn entries(file: &File, place: &Range<u64>) -> Result<Vec<u64>, Refusal> {
