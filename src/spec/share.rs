@@ -93,7 +93,10 @@ pub(super) fn plans(shares: &[Given<ShareConfig>]) -> Result<Vec<SharePlan>, Spe
         if tag.is_empty() {
             return Err(refuse("it has no `tag`".to_owned()));
         }
-        if tag.len() > MAX_TAG || tag.contains('\0') {
+        if tag.contains('\0') {
+            return Err(refuse("its `tag` has a zero byte in it".to_owned()));
+        }
+        if tag.len() > MAX_TAG {
             return Err(refuse(format!(
                 "the tag `{tag}` has {} bytes, and a tag has at most {MAX_TAG}",
                 tag.len()

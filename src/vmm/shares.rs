@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::error::MachineError;
-use crate::backend::virtiofsd::{self, Cache, Directory, Virtiofsd};
+use crate::backend::virtiofsd::{self, Cache, Directory, Sandbox, Virtiofsd};
 use crate::devices::virtio::fs::{self, Fs};
 use crate::devices::virtio::vhost::user::VhostUser;
 use crate::devices::virtio::vhost::{Session, VhostError};
@@ -34,14 +34,30 @@ fn reach(server: &ShareServer) -> Result<VhostUser, VhostError> {
                 ShareCache::Always => Cache::Always,
             };
             let directory = Directory { path: path.clone(), readonly: *readonly, cache };
-            let (process, socket) = Virtiofsd::start(&directory).map_err(unreachable)?;
-            let process = Arc::new(process);
-            let name = format!("virtiofsd for {}", path.display());
-            let reached = VhostUser::new(name, socket, fs::QUEUES, Box::new(Arc::clone(&process)));
-            reached.map_err(|error| match process.last_words() {
-                Some(words) => VhostError::Unreachable(format!("{error}; it said: {words}")),
-                None => error,
-            })
+            serve(&directory)
         }
+    }
+}
+
+/// Starts a virtiofsd in the strongest sandbox it can have here.
+fn serve(directory: &Directory) -> Result<VhostUser, VhostError> {
+    let mut sandbox = Sandbox::possible_here();
+    loop {
+        let started = Virtiofsd::start(directory, sandbox);
+        let (process, socket) = started.map_err(|error| VhostError::Unreachable(error.to_string()))?;
+        let process = Arc::new(process);
+        let name = format!("virtiofsd for {}", directory.path.display());
+        let reached = VhostUser::new(name, socket, fs::QUEUES, Box::new(Arc::clone(&process)));
+        let Err(error) = reached else { return reached };
+        let Some(words) = process.last_words() else { return Err(error) };
+        let Some(weaker) = sandbox.instead(&words) else {
+            return Err(VhostError::Unreachable(format!("{error}; it said: {words}")));
+        };
+        tracing::warn!(
+            "virtiofsd may not make its sandbox `{}` here and gets `{}` ({words})",
+            sandbox.name(),
+            weaker.name()
+        );
+        sandbox = weaker;
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::session::{Session, was_written};
+use super::session::{Session, parting, was_written};
 use super::{Backend, Ring, VhostError};
 use crate::devices::pci::msix::Msix;
 use crate::devices::virtio::queue::Queues;
@@ -127,10 +127,10 @@ impl<B: Backend + 'static> QueueHandler for VhostLane<B> {
             Some((Watched::Broken, _)) if was_written(&self.broken).map_err(Fault::Host)? => {
                 Err(VhostError::Ring { who: self.who() }.into())
             }
-            Some((Watched::Hangup, _)) => {
-                let gone = VhostError::Gone { who: self.who() };
-                Err(self.lose(gone).into())
-            }
+            Some((Watched::Hangup, _)) => match self.backend.as_ref().and_then(parting) {
+                Some(why) => Err(self.lose(why).into()),
+                None => Ok(Listen::Yes),
+            },
             _ => Ok(Listen::Yes),
         }
     }
