@@ -21,6 +21,8 @@ enum Watched {
     Broken,
     /// The back end hung up.
     Hangup,
+    /// It may serve from now on, or must not.
+    Opened,
 }
 
 /// A back end at work. When it is dropped, the back end has stopped and is the session's again.
@@ -52,6 +54,7 @@ impl<B: Backend + 'static> VhostLane<B> {
             (Watched::Held, held),
             (Watched::Broken, Some(broken.as_raw_fd())),
             (Watched::Hangup, backend.hangup()),
+            (Watched::Opened, Some(session.change())),
         ];
         let watched = watched.into_iter().filter_map(|(what, fd)| Some((what, fd?))).collect();
         Self {
@@ -67,8 +70,11 @@ impl<B: Backend + 'static> VhostLane<B> {
         }
     }
 
-    /// The back end serves from now on.
+    /// The back end serves from now on, if it may.
     pub(super) fn run(&mut self) -> Result<(), VhostError> {
+        if self.running || !self.session.is_open() {
+            return Ok(());
+        }
         let Some(backend) = &mut self.backend else { return Ok(()) };
         let started = backend.start(self.features, &self.memory, &self.rings, &self.broken);
         if let Err(error) = started {
@@ -131,6 +137,10 @@ impl<B: Backend + 'static> QueueHandler for VhostLane<B> {
                 Some(why) => Err(self.lose(why).into()),
                 None => Ok(Listen::Yes),
             },
+            Some((Watched::Opened, _)) if self.session.take_change().map_err(Fault::Host)? => {
+                if self.session.is_open() { self.run() } else { self.rest() }?;
+                Ok(Listen::Yes)
+            }
             _ => Ok(Listen::Yes),
         }
     }

@@ -2,6 +2,8 @@
 
 use std::io;
 use std::ops::Range;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
@@ -21,6 +23,10 @@ pub struct Session<B> {
     /// Apart from the state, which is read for the status: reaching one takes seconds when it is silent.
     reach: Mutex<Reach<B>>,
     state: Mutex<State<B>>,
+    /// Whether the back end may serve at all.
+    open: AtomicBool,
+    /// Tells the lane that this has changed.
+    changed: EventFd,
 }
 
 struct State<B> {
@@ -40,14 +46,44 @@ impl<B: Backend + 'static> Session<B> {
     pub fn open(mut reach: Reach<B>) -> Result<Arc<Self>, VhostError> {
         let backend = reach()?;
         let (features, name) = (backend.features(), backend.name().to_owned());
-        let state = State { name, backend: Some(backend), lost: None };
-        Ok(Arc::new(Self { features, reach: Mutex::new(reach), state: Mutex::new(state) }))
+        let state = State { name: name.clone(), backend: Some(backend), lost: None };
+        let changed = EventFd::new(libc::EFD_NONBLOCK)
+            .map_err(|error| VhostError::Unreachable(format!("{name} cannot be watched: {error}")))?;
+        Ok(Arc::new(Self {
+            features,
+            reach: Mutex::new(reach),
+            state: Mutex::new(state),
+            open: AtomicBool::new(true),
+            changed,
+        }))
     }
 
     /// The feature bits the back end can serve.
     #[must_use]
     pub fn features(&self) -> u64 {
         self.features
+    }
+
+    /// From now on the back end serves no ring, or does again. The driver does not hear of it: what it makes available
+    /// meanwhile waits.
+    pub fn set_open(&self, open: bool) {
+        self.open.store(open, Ordering::SeqCst);
+        // Fails only when the counter is full, and then the lane is on its way.
+        let _ = self.changed.write(1);
+    }
+
+    /// Whether it may serve.
+    pub(super) fn is_open(&self) -> bool {
+        self.open.load(Ordering::SeqCst)
+    }
+
+    /// Readable when that has changed; and it is read.
+    pub(super) fn change(&self) -> RawFd {
+        self.changed.as_raw_fd()
+    }
+
+    pub(super) fn take_change(&self) -> io::Result<bool> {
+        was_written(&self.changed)
     }
 
     /// Who it is, for the status.

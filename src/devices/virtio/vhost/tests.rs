@@ -170,6 +170,38 @@ fn a_pause_stops_the_rings_and_they_go_on_where_they_were() {
     workers.stop();
 }
 
+/// A network interface whose cable is pulled.
+#[test]
+fn a_back_end_that_is_closed_serves_nothing_until_it_is_opened_whatever_happens_between() {
+    let (fake, user) = reach(GOOD).unwrap();
+    let session = session(vec![user]);
+    let machine = Machine::new(&session);
+    let wait_for = |number, count| {
+        let began = std::time::Instant::now();
+        while fake.count(number) < count {
+            assert!(began.elapsed() < LONG, "{number}: {}", fake.count(number));
+            std::thread::yield_now();
+        }
+    };
+    let (workers, fault) = machine.start().unwrap();
+    session.set_open(false);
+    wait_for(fake::GET_VRING_BASE, 2);
+    // Neither a pause nor another driver opens it.
+    workers.pause();
+    workers.resume();
+    workers.stop();
+    machine.msix.forget_pending();
+    let (workers, _fault) = machine.start().unwrap();
+    assert_eq!((fake.count(fake::SET_VRING_ENABLE), fake.count(fake::GET_VRING_BASE)), (2, 2));
+    session.set_open(true);
+    wait_for(fake::SET_VRING_ENABLE, 4);
+    session.set_open(true);
+    workers.pause();
+    assert_eq!((fake.count(fake::SET_VRING_ENABLE), fake.count(fake::GET_VRING_BASE)), (4, 4));
+    workers.stop();
+    assert!(fault.try_recv().is_err());
+}
+
 #[test]
 fn a_reset_keeps_the_connection() {
     let (fake, user) = reach(GOOD).unwrap();
