@@ -6,8 +6,9 @@ use std::sync::Arc;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::session::{Session, parting, was_written};
+use super::session::{Session, parting};
 use super::{Backend, Ring, VhostError};
+use crate::devices::eventfd;
 use crate::devices::pci::msix::Msix;
 use crate::devices::virtio::queue::Queues;
 use crate::devices::virtio::{Fault, HostSource, Listen, QueueHandler};
@@ -130,7 +131,7 @@ impl<B: Backend + 'static> QueueHandler for VhostLane<B> {
                 }
                 Ok(Listen::Yes)
             }
-            Some((Watched::Broken, _)) if was_written(&self.broken).map_err(Fault::Host)? => {
+            Some((Watched::Broken, _)) if eventfd::take(&self.broken).map_err(Fault::Host)?.is_some() => {
                 Err(VhostError::Ring { who: self.who() }.into())
             }
             Some((Watched::Hangup, _)) => match self.backend.as_ref().and_then(parting) {

@@ -12,6 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::lane::VhostLane;
 use super::{Backend, Ring, VhostError};
+use crate::devices::eventfd;
 use crate::devices::virtio::{Fault, Lane, Start};
 
 /// The way to a back end.
@@ -83,7 +84,7 @@ impl<B: Backend + 'static> Session<B> {
     }
 
     pub(super) fn take_change(&self) -> io::Result<bool> {
-        was_written(&self.changed)
+        eventfd::take(&self.changed).map(|written| written.is_some())
     }
 
     /// Who it is, for the status.
@@ -168,14 +169,5 @@ pub(super) fn parting(backend: &impl Backend) -> Option<VhostError> {
         Err(Errno::EAGAIN | Errno::EINTR) => None,
         Ok(1..) => Some(VhostError::Unasked { who: who() }),
         Ok(0) | Err(_) => Some(VhostError::Gone { who: who() }),
-    }
-}
-
-/// The eventfd could not be read, or it could.
-pub(super) fn was_written(event: &EventFd) -> io::Result<bool> {
-    match event.read() {
-        Ok(_) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
-        Err(error) => Err(error),
     }
 }

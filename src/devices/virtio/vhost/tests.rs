@@ -170,6 +170,38 @@ fn a_pause_stops_the_rings_and_they_go_on_where_they_were() {
     workers.stop();
 }
 
+/// Whether an eventfd is waited for is a flag of the file that both sides have.
+#[test]
+fn one_that_wants_us_to_wait_for_its_eventfds_is_not_waited_for() {
+    let (fake, user) = reach(GOOD).unwrap();
+    let machine = Machine::new(&session(vec![user]));
+    let (workers, _fault) = machine.start().unwrap();
+    let all = [fake::SET_VRING_ERR, fake::SET_VRING_CALL, fake::SET_VRING_KICK];
+    for (number, queue) in all.iter().flat_map(|number| [(*number, 0), (*number, 1)]) {
+        fake.last(number, queue, |request| {
+            let file = &request.files[0];
+            nix::fcntl::fcntl(file, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::empty())).unwrap();
+        });
+    }
+    // Full, so that a pause and what follows it would wait to kick again.
+    fake.last(fake::SET_VRING_KICK, 0, |request| {
+        let _ = read_counter(&request.files[0]);
+        std::io::Write::write_all(&mut &request.files[0], &(u64::MAX - 1).to_ne_bytes()).unwrap();
+    });
+    let (done, is_done) = channel();
+    std::thread::spawn(move || {
+        workers.pause();
+        workers.resume();
+        machine.msix.write_table(16 + 12, &[1, 0, 0, 0]);
+        machine.msix.write_table(16 + 12, &[0; 4]);
+        workers.pause();
+        workers.stop();
+        machine.msix.forget_pending();
+        done.send(()).unwrap();
+    });
+    is_done.recv_timeout(LONG).expect("it waits for the back end");
+}
+
 /// A network interface whose cable is pulled.
 #[test]
 fn a_back_end_that_is_closed_serves_nothing_until_it_is_opened_whatever_happens_between() {
