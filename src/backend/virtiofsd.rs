@@ -259,7 +259,7 @@ mod tests {
         let mut rest = Vec::new();
         let read = socket.read_to_end(&mut rest);
         assert!(read.is_err() || rest.is_empty(), "nobody took the connection");
-        assert_eq!(child.last_words().as_deref(), Some("no such directory"));
+        assert_eq!(child.last_words().as_deref(), Some("first; no such directory"));
     }
 
     #[test]
@@ -280,8 +280,8 @@ mod tests {
     fn wait_for(child: &Child, line: &str) -> String {
         let began = Instant::now();
         loop {
-            match child.last_words().filter(|said| said.starts_with(line)) {
-                Some(said) => return said[line.len()..].to_owned(),
+            match child.last_words().as_deref().and_then(|said| said.strip_prefix(line)) {
+                Some(rest) => return rest.to_owned(),
                 None => assert!(began.elapsed() < Duration::from_secs(10), "{:?}", child.last_words()),
             }
         }

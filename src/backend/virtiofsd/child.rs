@@ -1,5 +1,6 @@
 //! A process that ends with us, and whose stderr is in our log.
 
+use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -20,6 +21,8 @@ use nix::unistd::Pid;
 /// A guest can make a program complain without end; the log hears of it so often.
 const MAX_LINES: u32 = 100;
 const MAX_LINE_BYTES: usize = 1 << 10;
+/// Its two processes do not say in this order why they fail.
+const LAST_LINES: usize = 3;
 /// What those it leaves behind may still say after its end.
 const MAX_REST_BYTES: usize = 64 << 10;
 /// How long it may take to end by itself after the connection closed.
@@ -35,7 +38,7 @@ const STEP: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub(super) struct Child {
     process: Arc<Mutex<process::Child>>,
-    last_line: Arc<Mutex<Option<String>>>,
+    last_lines: Arc<Mutex<VecDeque<String>>>,
     reader: Option<JoinHandle<()>>,
 }
 
@@ -45,6 +48,8 @@ impl Child {
         let mut command = Command::new(program);
         let fd = listener.as_raw_fd();
         command.arg(format!("--fd={fd}")).args(arguments);
+        // Its last words are to be words.
+        command.env("RUST_BACKTRACE", "0");
         // A group of its own: Ctrl-C on our terminal is for us.
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
         let before_exec = move || {
@@ -56,9 +61,9 @@ impl Child {
         };
         // SAFETY: the closure makes system calls only.
         unsafe { command.pre_exec(before_exec) };
-        let last_line = Arc::default();
+        let last_lines = Arc::default();
         let (tell, told) = mpsc::channel();
-        let kept = Arc::clone(&last_line);
+        let kept = Arc::clone(&last_lines);
         let read = move || {
             let mut spawned = command.spawn();
             // The process has it now; when the process ends before it takes our connection, nobody is left to take it.
@@ -73,17 +78,14 @@ impl Child {
         };
         let reader = thread::Builder::new().name("virtiofsd-log".into()).spawn(read)?;
         let process = told.recv().map_err(io::Error::other)??;
-        Ok(Self { process, last_line, reader: Some(reader) })
+        Ok(Self { process, last_lines, reader: Some(reader) })
     }
 
-    /// The last line it wrote to stderr. One that is about to end is heard out.
+    /// The last lines it wrote to stderr. One that is about to end is heard out.
     pub(super) fn last_words(&self) -> Option<String> {
         self.wait(GRACE);
-        self.last_line()
-    }
-
-    fn last_line(&self) -> Option<String> {
-        lock(&self.last_line).clone()
+        let lines = lock(&self.last_lines);
+        (!lines.is_empty()).then(|| lines.iter().map(String::as_str).collect::<Vec<_>>().join("; "))
     }
 
     /// Waits until it has ended and everything it said was read, but not longer than that.
@@ -214,11 +216,11 @@ fn process_descriptor(id: u32) -> io::Result<OwnedFd> {
 struct Lines<'a> {
     line: Vec<u8>,
     count: u32,
-    last: &'a Mutex<Option<String>>,
+    last: &'a Mutex<VecDeque<String>>,
 }
 
 impl<'a> Lines<'a> {
-    fn new(last: &'a Mutex<Option<String>>) -> Self {
+    fn new(last: &'a Mutex<VecDeque<String>>) -> Self {
         Self { line: Vec::new(), count: 0, last }
     }
 
@@ -245,7 +247,11 @@ impl<'a> Lines<'a> {
         } else if self.count == MAX_LINES {
             tracing::warn!("virtiofsd: it goes on, and is not quoted any more");
         }
-        *lock(self.last) = Some(text);
+        let mut last = lock(self.last);
+        if last.len() == LAST_LINES {
+            last.pop_front();
+        }
+        last.push_back(text);
     }
 }
 

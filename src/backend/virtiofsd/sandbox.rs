@@ -100,6 +100,8 @@ mod tests {
         assert_eq!(Sandbox::Namespace.instead(forbidden), Some(Sandbox::Chroot));
         assert_eq!(Sandbox::Chroot.instead(forbidden), Some(Sandbox::None));
         assert_eq!(Sandbox::None.instead(forbidden), None);
+        let in_another_order = format!("{forbidden}; thread 'main' panicked; called `Result::unwrap()`");
+        assert_eq!(Sandbox::Namespace.instead(&in_another_order), Some(Sandbox::Chroot));
         assert_eq!(Sandbox::Namespace.instead("no such directory"), None);
     }
 }
