@@ -11,6 +11,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -102,6 +103,30 @@ pub struct Directory {
     pub cache: Cache,
 }
 
+/// How much is logged of what one share's servers say, one after the other: a guest can make a server complain without end,
+/// and has another one started by resetting the device of one that ended.
+#[derive(Debug, Clone, Default)]
+pub struct Quotes(Arc<AtomicU32>);
+
+impl Quotes {
+    const MOST: u32 = 100;
+
+    /// Logs this line, unless there were many.
+    pub fn warn(&self, line: &str) {
+        match self.count() {
+            count if count < Self::MOST => tracing::warn!("{line}"),
+            Self::MOST => tracing::warn!("virtiofsd: it goes on, and is not quoted any more"),
+            _ => {}
+        }
+    }
+
+    /// Which line this is, from 1 on.
+    fn count(&self) -> u32 {
+        let next = |count: u32| Some(count.saturating_add(1));
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).unwrap_or(u32::MAX).saturating_add(1)
+    }
+}
+
 /// One running virtiofsd. It ends when this is dropped.
 #[derive(Debug)]
 pub struct Virtiofsd {
@@ -113,11 +138,16 @@ impl Virtiofsd {
     ///
     /// # Errors
     /// When it is not installed or cannot be started.
-    pub fn start(directory: &Directory, sandbox: Sandbox) -> Result<(Self, UnixStream), VirtiofsdError> {
+    pub fn start(
+        directory: &Directory,
+        sandbox: Sandbox,
+        quotes: &Quotes,
+    ) -> Result<(Self, UnixStream), VirtiofsdError> {
         let program = find(std::env::var_os("PATH").as_deref()).ok_or(VirtiofsdError::Missing)?;
         let failed = |source| VirtiofsdError::Start { program: program.clone(), source };
         let (listener, socket) = connected().map_err(failed)?;
-        let child = Child::spawn(&program, &arguments(directory, sandbox), listener).map_err(failed)?;
+        let arguments = arguments(directory, sandbox);
+        let child = Child::spawn(&program, &arguments, listener, quotes).map_err(failed)?;
         Ok((Self { child }, socket))
     }
 
@@ -255,7 +285,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let program = script(dir.path(), "echo first >&2; echo 'no such directory' >&2; exit 1");
         let (listener, mut socket) = connected().unwrap();
-        let child = Child::spawn(&program, &[], listener).unwrap();
+        let child = Child::spawn(&program, &[], listener, &Quotes::default()).unwrap();
         let mut rest = Vec::new();
         let read = socket.read_to_end(&mut rest);
         assert!(read.is_err() || rest.is_empty(), "nobody took the connection");
@@ -269,7 +299,7 @@ mod tests {
         let text = "fd=${1#--fd=}; readlink /proc/self/fd/$fd >&2; exec sleep 600";
         let program = script(dir.path(), text);
         let (listener, _socket) = connected().unwrap();
-        let child = Child::spawn(&program, &[], listener).unwrap();
+        let child = Child::spawn(&program, &[], listener, &Quotes::default()).unwrap();
         wait_for(&child, "socket:");
         let process = PathBuf::from(format!("/proc/{}", child.id()));
         assert!(process.exists());
@@ -296,7 +326,7 @@ mod tests {
         for end in ["exec sleep 600", "exit 1"] {
             let program = script(dir.path(), &format!("sleep 600 & echo started $! >&2; {end}"));
             let (listener, _socket) = connected().unwrap();
-            let child = Child::spawn(&program, &[], listener).unwrap();
+            let child = Child::spawn(&program, &[], listener, &Quotes::default()).unwrap();
             let second = wait_for(&child, "started ");
             let began = Instant::now();
             drop(child);
@@ -352,5 +382,19 @@ mod tests {
             "{error}"
         );
         waiting.truncate(0);
+    }
+
+    #[test]
+    fn all_servers_of_a_share_together_are_quoted_so_often() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = script(dir.path(), "for i in 1 2 3 4 5 6 7 8 9; do echo line $i >&2; done; exit 1");
+        let quotes = Quotes::default();
+        for _ in 0..3 {
+            let (listener, _socket) = connected().unwrap();
+            drop(Child::spawn(&program, &[], listener, &quotes).unwrap());
+        }
+        assert_eq!(quotes.count(), 3 * 10 + 1, "nine lines and its end, each time");
+        quotes.0.store(u32::MAX, Ordering::Relaxed);
+        assert_eq!((quotes.count(), quotes.count()), (u32::MAX, u32::MAX), "it does not begin anew");
     }
 }

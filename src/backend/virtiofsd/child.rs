@@ -18,8 +18,8 @@ use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 
-/// A guest can make a program complain without end; the log hears of it so often.
-const MAX_LINES: u32 = 100;
+use super::Quotes;
+
 const MAX_LINE_BYTES: usize = 1 << 10;
 /// Its two processes do not say in this order why they fail.
 const LAST_LINES: usize = 3;
@@ -44,7 +44,12 @@ pub(super) struct Child {
 
 impl Child {
     /// Starts `program --fd=N ARGUMENTS…` where N is `listener`.
-    pub(super) fn spawn(program: &Path, arguments: &[OsString], listener: UnixListener) -> io::Result<Self> {
+    pub(super) fn spawn(
+        program: &Path,
+        arguments: &[OsString],
+        listener: UnixListener,
+        quotes: &Quotes,
+    ) -> io::Result<Self> {
         let mut command = Command::new(program);
         let fd = listener.as_raw_fd();
         command.arg(format!("--fd={fd}")).args(arguments);
@@ -63,7 +68,7 @@ impl Child {
         unsafe { command.pre_exec(before_exec) };
         let last_lines = Arc::default();
         let (tell, told) = mpsc::channel();
-        let kept = Arc::clone(&last_lines);
+        let (kept, quotes) = (Arc::clone(&last_lines), quotes.clone());
         let read = move || {
             let mut spawned = command.spawn();
             // The process has it now; when the process ends before it takes our connection, nobody is left to take it.
@@ -73,7 +78,7 @@ impl Child {
             let process = spawned.as_ref().ok().map(Arc::clone);
             let _ = tell.send(spawned);
             if let (Some(process), Some(stderr)) = (process, stderr) {
-                see_out(&process, stderr, Lines::new(&kept));
+                see_out(&process, stderr, Lines { line: Vec::new(), last: &kept, quotes: &quotes });
             }
         };
         let reader = thread::Builder::new().name("virtiofsd-log".into()).spawn(read)?;
@@ -168,7 +173,7 @@ fn see_out(process: &Mutex<process::Child>, mut stderr: ChildStderr, mut lines: 
     }
     lines.finish();
     match lock(process).wait() {
-        Ok(status) if !status.success() => tracing::warn!("virtiofsd ended: {status}"),
+        Ok(status) if !status.success() => lines.quotes.warn(&format!("virtiofsd ended: {status}")),
         _ => {}
     }
     reap_group(id);
@@ -215,15 +220,11 @@ fn process_descriptor(id: u32) -> io::Result<OwnedFd> {
 /// Cuts what it says into lines for the log.
 struct Lines<'a> {
     line: Vec<u8>,
-    count: u32,
+    quotes: &'a Quotes,
     last: &'a Mutex<VecDeque<String>>,
 }
 
-impl<'a> Lines<'a> {
-    fn new(last: &'a Mutex<VecDeque<String>>) -> Self {
-        Self { line: Vec::new(), count: 0, last }
-    }
-
+impl Lines<'_> {
     fn push(&mut self, bytes: &[u8]) {
         for &byte in bytes {
             if byte == b'\n' || self.line.len() >= MAX_LINE_BYTES {
@@ -241,12 +242,7 @@ impl<'a> Lines<'a> {
         if text.is_empty() {
             return;
         }
-        self.count = self.count.saturating_add(1);
-        if self.count < MAX_LINES {
-            tracing::warn!("virtiofsd: {text}");
-        } else if self.count == MAX_LINES {
-            tracing::warn!("virtiofsd: it goes on, and is not quoted any more");
-        }
+        self.quotes.warn(&format!("virtiofsd: {text}"));
         let mut last = lock(self.last);
         if last.len() == LAST_LINES {
             last.pop_front();

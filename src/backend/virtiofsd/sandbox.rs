@@ -24,13 +24,7 @@ impl Sandbox {
     pub fn possible_here() -> Self {
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-        let sandbox = Self::possible(&status, &mounts);
-        if sandbox == Self::None {
-            tracing::warn!(
-                "virtiofsd runs without a sandbox of its own: this process has neither CAP_SYS_ADMIN nor CAP_SYS_CHROOT"
-            );
-        }
-        sandbox
+        Self::possible(&status, &mounts)
     }
 
     /// The next one to try where virtiofsd fails to make this one, for that reason: a seccomp profile or AppArmor can forbid
