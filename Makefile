@@ -88,7 +88,7 @@ $(ASSETS)/bin/virtiofsd: images/virtiofsd/build.sh
 # Modules that a guest of the tests loads by name (`probe load NAME`); those that one kernel has and the other has not.
 SPARE_MODULES      := virtio_net vmw_vsock_virtio_transport vsock_diag virtio_balloon virtiofs fuse \
                       pvpanic pvpanic_mmio pvpanic_pci wdat_wdt softdog button evdev ptp_kvm tun crc32c_intel
-SPARE_MODULES_6.12 := vmgenid i6300esb
+SPARE_MODULES_6.12 := vmgenid
 
 DEVICES = $(INITRAMFS) --file $(QUICK)/nestling-probe=/bin/probe --program /sbin/mke2fs=/sbin/mke2fs \
           --symlink mke2fs=/sbin/mkfs.ext4

@@ -11,7 +11,7 @@ pub fn chain(error: &dyn Error) -> String {
     let mut source = error.source();
     while let Some(error) = source {
         let next = error.to_string();
-        if !text.ends_with(&next) {
+        if !text.contains(&next) {
             text.push_str(": ");
             text.push_str(&next);
         }
@@ -65,6 +65,9 @@ mod tests {
         let quoted = Layer { text: "cannot open a: no such file", source: Some(Box::new(inner)) };
         let outer = Layer { text: "cannot start", source: Some(Box::new(quoted)) };
         assert_eq!(chain(&outer), "cannot start: cannot open a: no such file");
+        let inner = Layer { text: "no such file", source: None };
+        let mended = Layer { text: "cannot open a: no such file; make one", source: Some(Box::new(inner)) };
+        assert_eq!(chain(&mended), "cannot open a: no such file; make one");
     }
 
     #[test]

@@ -94,7 +94,10 @@ pub(super) fn plans(shares: &[Given<ShareConfig>]) -> Result<Vec<SharePlan>, Spe
         if tag.is_empty() {
             return Err(refuse("it has no `tag`".to_owned()));
         }
-        if tag.len() > MAX_TAG || tag.contains('\0') {
+        if tag.contains('\0') {
+            return Err(refuse("its `tag` has a zero byte in it".to_owned()));
+        }
+        if tag.len() > MAX_TAG {
             return Err(refuse(format!("its tag has {} bytes, and a tag has at most {MAX_TAG}", tag.len())));
         }
         if plans.iter().any(|other| other.tag == tag) {

@@ -10,6 +10,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::Fault;
 use super::common::QueueSetup;
+use crate::devices::eventfd;
 use crate::devices::pci::msix::Msix;
 
 /// ISR status: a queue was used (virtio 1.2 §4.1.4.5).
@@ -153,7 +154,7 @@ impl DeviceQueue {
     /// Rings the doorbell ourselves: the queue is to be served again.
     pub fn ring_again(&mut self) {
         // Fails only when the doorbell's counter is full, and then it rings anyway.
-        if self.notify.write(1).is_ok() {
+        if eventfd::ring(&self.notify) {
             self.own_rings = self.own_rings.saturating_add(1);
         }
     }

@@ -30,6 +30,7 @@ use super::queue::{DeviceQueue, ISR_CONFIG, ISR_QUEUE, Interrupt, Queues, ring};
 use super::worker::{OnFault, Workers};
 use super::{Counters, F_EVENT_IDX, F_VERSION_1, Fault, Kind, Start, VirtioDevice};
 use crate::devices::complaints::Complaints;
+use crate::devices::eventfd;
 use crate::devices::pci::config::ConfigSpace;
 use crate::devices::pci::msix::{self, Msix};
 use crate::devices::pci::root::PciFunction;
@@ -212,7 +213,7 @@ impl VirtioPci {
         }
         self.active.store(false, Ordering::Relaxed);
         for doorbell in &self.doorbells {
-            let _ = doorbell.read();
+            let _ = eventfd::take(doorbell);
         }
         self.isr.store(0, Ordering::Relaxed);
         self.msix.forget_pending();
@@ -268,7 +269,7 @@ impl VirtioPci {
             MSIX_PAGE => self.msix.write_table(register, data),
             DOORBELL_PAGE => {
                 if let Some(doorbell) = self.doorbells.get(register / DOORBELL_STRIDE) {
-                    let _ = doorbell.write(1);
+                    let _ = eventfd::ring(doorbell);
                 }
             }
             _ => {}

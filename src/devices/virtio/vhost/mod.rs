@@ -36,12 +36,23 @@ pub enum VhostError {
         source: vhost::Error,
     },
     /// It did not answer for so long that it was given up.
-    #[error("{who} did not answer for {patience:?} and is given up")]
+    #[error(
+        "{who} is given up: for {patience:?} it did not answer to {doing}; it hangs, or serves another VM already: look at \
+         its own log, start it anew, then start the VM again or have its driver reset the device"
+    )]
     Silent {
         /// Who.
         who: String,
+        /// What was asked.
+        doing: &'static str,
         /// How long.
         patience: Duration,
+    },
+    /// It spoke first: nothing was agreed that it could say.
+    #[error("{who} breaks the protocol and is given up: it sent something that nobody had asked for")]
+    Unasked {
+        /// Who.
+        who: String,
     },
     /// It ended or hung up.
     #[error("{who} is gone; the driver may reset the device to try again")]
@@ -61,7 +72,7 @@ pub enum VhostError {
         /// Who.
         who: String,
         /// What.
-        what: &'static str,
+        what: String,
     },
     /// The kernel's device for it cannot be opened.
     #[error(
@@ -140,7 +151,7 @@ pub trait Backend: Send {
     /// When it does not answer.
     fn stop(&mut self, rings: &[Ring]) -> Result<Vec<u16>, VhostError>;
 
-    /// A descriptor that can be read when the back end is gone. A back end in the kernel does not go.
+    /// A socket that nothing comes from, unasked, before the back end is gone. A back end in the kernel does not go.
     fn hangup(&self) -> Option<RawFd> {
         None
     }

@@ -1,6 +1,7 @@
 //! The scenarios, by the name `scenario=` gives.
 
 mod broken_chains;
+mod broken_net;
 mod broken_rings;
 mod console;
 mod disk;
@@ -48,6 +49,7 @@ pub fn run() -> ! {
         "disk-fill" => disk::fill(),
         "disk-churn" => disk::churn(),
         "broken-chains" => broken_chains::run(),
+        "broken-net" => broken_net::run(),
         "broken-rings" => broken_rings::run(),
         "noise-bar" => noise::over_bars(),
         "noise-ecam" => noise::over_ecam(),
