@@ -177,7 +177,7 @@ impl Running {
 
     /// Takes a machine down whose end was `end`.
     pub(crate) fn take_down(mut self, end: EndReason) -> Outcome {
-        self.machine.stop();
+        self.machine.stop().unwrap();
         let facts = self.machine.facts();
         let Self { machine, output, reader, .. } = self;
         drop(machine);

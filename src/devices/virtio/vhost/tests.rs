@@ -6,7 +6,7 @@ use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 
@@ -142,7 +142,7 @@ fn a_back_end_is_told_everything_and_gets_doorbell_and_interrupt_themselves() {
         std::io::Write::write_all(&mut &request.files[0], &1_u64.to_ne_bytes()).unwrap();
     });
     assert_eq!(machine.wiring.detached(), [1]);
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     while !machine.msix.is_pending(1) {
         assert!(began.elapsed() < LONG, "the pending bit never came");
         std::thread::yield_now();
@@ -159,9 +159,10 @@ fn a_pause_stops_the_rings_and_they_go_on_where_they_were() {
     let machine = Machine::new(&session(vec![user]));
     let (workers, _fault) = machine.start().unwrap();
     workers.pause();
+    assert!(workers.wait_for_rest(Instant::now() + Duration::from_secs(30)));
     assert_eq!(fake.count(fake::GET_VRING_BASE), 2);
     workers.resume();
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     while fake.count(fake::SET_VRING_ENABLE) < 4 {
         assert!(began.elapsed() < LONG, "it never went on");
         std::thread::yield_now();
@@ -258,6 +259,7 @@ fn a_back_end_that_breaks_the_protocol_later_ends_the_device_and_nothing_hangs()
         let machine = Machine::new(&session(vec![user]));
         let (workers, fault) = machine.start().unwrap();
         workers.pause();
+        assert!(workers.wait_for_rest(Instant::now() + Duration::from_secs(30)));
         assert!(matches!(fault.recv_timeout(LONG).unwrap(), Fault::Vhost(_)));
         workers.stop();
     }

@@ -159,6 +159,7 @@ fn a_pause_loses_nothing_and_a_stop_ends_every_stream() {
     let mut guest = guest(10);
     let (mut program, _) = guest.connected();
     guest.workers.pause();
+    assert!(guest.workers.wait_for_rest(Instant::now() + Duration::from_secs(30)));
     program.write_all(b"while it rests").unwrap();
     std::thread::sleep(Duration::from_millis(20));
     assert_eq!(guest.rx.used().len(), guest.seen);
