@@ -124,7 +124,10 @@ impl BalloonHandler {
     }
 
     /// Gives ranges back to the host; the bytes it took.
-    fn give(&self, memory: &GuestMemoryMmap, ranges: &mut [Range<u64>]) -> u64 {
+    pub(super) fn give(&self, memory: &GuestMemoryMmap, ranges: &mut [Range<u64>]) -> u64 {
+        if self.shared.kept {
+            return 0;
+        }
         let Outcome { released, refused } = release(memory, ranges);
         count(&self.shared.counts.released, released);
         count(&self.shared.counts.refused, refused);

@@ -82,6 +82,8 @@ pub struct Balloon(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     options: BalloonOptions,
+    /// What the guest gives up stays with the machine.
+    kept: bool,
     size_bytes: u64,
     state: Mutex<State>,
     counts: Counts,
@@ -149,11 +151,16 @@ impl Balloon {
     ///
     /// # Errors
     /// When the kernel has no descriptor for it.
-    pub fn new(options: BalloonOptions, memory: &GuestMemoryMmap) -> io::Result<Self> {
+    pub fn new(mut options: BalloonOptions, memory: &GuestMemoryMmap) -> io::Result<Self> {
+        let kept = !release::comes_back(memory);
+        if kept {
+            tracing::info!("the balloon gives nothing back to the node: guest RAM is hugetlb pages");
+            options.free_page_reporting = false;
+        }
         let size_bytes = memory.iter().map(GuestMemoryRegion::len).fold(0, u64::saturating_add);
         let (state, counts) = (Mutex::default(), Counts::default());
         let ask = EventFd::new(libc::EFD_NONBLOCK)?;
-        Ok(Self(Arc::new(Shared { options, size_bytes, state, counts, ask })))
+        Ok(Self(Arc::new(Shared { options, kept, size_bytes, state, counts, ask })))
     }
 
     /// From now on the guest should do with `bytes` of its RAM, rounded up to a page. The driver inflates or deflates in its

@@ -2,7 +2,9 @@
 
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsFd;
 
+use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress};
 
 /// Bytes in a page of the balloon (virtio 1.2 §5.5.6) and of the host.
@@ -15,6 +17,15 @@ pub(super) struct Outcome {
     pub(super) released: u64,
     /// Bytes that are no whole pages of RAM, or that the kernel would not take.
     pub(super) refused: u64,
+}
+
+/// Whether the host may have this memory back for a while. Not hugetlb pages: the pool they go back to promises nothing, and a
+/// guest that touches its memory again when somebody else has taken them is ended by SIGBUS.
+pub(super) fn comes_back(memory: &GuestMemoryMmap) -> bool {
+    let is_hugetlb = |file: &std::fs::File| {
+        fstatfs(file.as_fd()).is_ok_and(|system| system.filesystem_type() == HUGETLBFS_MAGIC)
+    };
+    !memory.iter().filter_map(GuestMemoryRegion::file_offset).any(|at| is_hugetlb(at.file()))
 }
 
 /// Gives the pages of these guest-physical ranges back to the host: until the guest touches them again, nothing is behind

@@ -1,5 +1,7 @@
 //! The balloon's queues from a driver's end.
 
+use std::fs::File;
+use std::os::fd::FromRawFd;
 use std::sync::Arc;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -301,4 +303,25 @@ fn options_are_features() {
     assert_eq!(features(false, false), 0b11);
     assert_eq!(features(true, false), 0b111);
     assert_eq!(features(false, true), 0b11_0011);
+}
+
+#[test]
+fn hugetlb_pages_are_not_given_back() {
+    let flags = libc::MFD_CLOEXEC | libc::MFD_HUGETLB | libc::MFD_HUGE_2MB;
+    // SAFETY: the name is a C string.
+    let fd = unsafe { libc::memfd_create(c"ram".as_ptr(), flags) };
+    assert!(fd >= 0, "{}", io::Error::last_os_error());
+    // SAFETY: the descriptor is new and nobody else's.
+    let file = unsafe { File::from_raw_fd(fd) };
+    file.set_len(2 << 20).unwrap();
+    let whole = (GuestAddress(0), 2 << 20, Some(vm_memory::FileOffset::new(file, 0)));
+    // Mapped, and never touched: this machine may have no such page.
+    let memory = GuestMemoryMmap::from_ranges_with_files([whole]).unwrap();
+    let balloon = Balloon::new(ALL, &memory).unwrap();
+    assert_eq!(balloon.features() & (F_REPORTING | F_PAGE_POISON), 0, "it does not ask for free pages");
+    let layout = Layout { statistics: None, reporting: None };
+    let handler = BalloonHandler::new(Arc::clone(&balloon.0), layout, F_MUST_TELL_HOST).unwrap();
+    let mut all = vec![0..2 << 20];
+    assert_eq!(handler.give(&memory, &mut all), 0);
+    assert_eq!(balloon.counters()()["bytes_released"], 0);
 }

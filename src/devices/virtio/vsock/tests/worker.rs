@@ -183,3 +183,39 @@ fn who_comes_when_the_limit_is_reached_is_turned_away_at_once() {
     assert_eq!(guest.counter("connections_refused"), 1);
     drop(first);
 }
+
+#[test]
+fn ten_thousand_programs_that_say_nonsense_or_nothing_cost_the_next_one_nothing() {
+    let mut guest = guest(64);
+    let long = vec![b'x'; 1 << 20];
+    let greetings = [&b""[..], b"CONNECT", b"\n", b"CONNECT 99999999999\n", b"GET / HTTP/1.1\r\n\r\n", b"\0\xff\0", &long];
+    let mut silent = Vec::new();
+    for number in 0..10_000_usize {
+        let mut program = UnixStream::connect(&guest.path).unwrap();
+        program.set_nonblocking(true).unwrap();
+        // What was turned away already cannot be written to.
+        let _ = program.write(greetings[number % greetings.len()]);
+        if number % 200 == 0 {
+            silent.push(program);
+        }
+    }
+    let refused = |guest: &Guest| guest.counter("connections_refused");
+    let start = Instant::now();
+    // Those that stay and are waited for are the only ones that are not refused yet.
+    while refused(&guest) < 10_000 - silent.len() as u64 {
+        assert!(start.elapsed() < LONG, "{}", refused(&guest));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    drop(silent);
+    let (mut program, _) = guest.connected();
+    program.write_all(b"heard").unwrap();
+    loop {
+        let got = guest.next();
+        if got.header.op == Op::Data {
+            assert_eq!(got.data, b"heard");
+            break;
+        }
+    }
+    assert_eq!((guest.counter("connections_open"), guest.counter("connections_total")), (1, 1));
+    guest.workers.stop();
+}
