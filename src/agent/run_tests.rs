@@ -427,3 +427,87 @@ fn a_disk_is_resized_by_name_and_size_and_what_is_none_is_refused() {
         assert!(refused.contains(words), "{refused}");
     }
 }
+
+/// Does what it is told, and counts it.
+#[derive(Default)]
+struct Obedient {
+    events: Option<Sender<MachineEvent>>,
+    done: Arc<std::sync::atomic::AtomicUsize>,
+}
+
+impl Vm for Obedient {
+    fn start(&mut self, events: Sender<MachineEvent>) -> Result<(), EndReason> {
+        for stage in [BootStage::Entered, BootStage::Kernel] {
+            events.send(MachineEvent::Stage(stage)).expect("the agent listens");
+        }
+        self.events = Some(events);
+        Ok(())
+    }
+    fn facts(&self) -> MachineFacts {
+        MachineFacts::default()
+    }
+    fn console_tail(&self) -> Vec<String> {
+        Vec::new()
+    }
+    fn carry_out(&mut self, _: &Operation) -> Result<(), Refusal> {
+        assert!(self.events.is_some(), "nothing is asked of a machine that was stopped");
+        self.done.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        Ok(())
+    }
+    fn stop(&mut self) -> Result<(), String> {
+        self.events = None;
+        Ok(())
+    }
+}
+
+#[test]
+fn a_storm_of_pauses_from_many_clients_is_answered_and_a_signal_ends_it_in_the_middle() {
+    let machine = Obedient::default();
+    let done = Arc::clone(&machine.done);
+    let (exit, (answered, refused), status, _dir) = live_with(
+        |_| Ok(machine),
+        async |socket, signals| {
+            until(&Client::new(socket), State::Running).await;
+            let storm: Vec<_> = (0..8)
+                .map(|number| {
+                    let socket = socket.to_owned();
+                    tokio::spawn(async move {
+                        let client = Client::new(&socket);
+                        for answered in 0.. {
+                            let asked = if (answered + number) % 2 == 0 {
+                                client.pause().await
+                            } else {
+                                client.resume().await
+                            };
+                            if let Err(error) = asked {
+                                return (answered, error.to_string());
+                            }
+                        }
+                        unreachable!()
+                    })
+                })
+                .collect();
+            while done.load(std::sync::atomic::Ordering::Relaxed) < 800 {
+                sleep(Duration::from_millis(5)).await;
+            }
+            signals.send(StopSignal::Terminate).await.expect("heard");
+            let (mut answered, mut refused) = (0, Vec::new());
+            for client in storm {
+                let (count, why) = client.await.expect("each client ends");
+                answered += count;
+                refused.push(why);
+            }
+            (answered, refused)
+        },
+    );
+    assert_eq!(exit, Exit::Terminated);
+    assert_eq!(status["state"], "stopped");
+    // One that was being done when the signal came may be done without an answer.
+    let done = done.load(std::sync::atomic::Ordering::Relaxed);
+    assert!((answered..=answered + 1).contains(&done), "{done} done, {answered} answered");
+    let expected = ["is being stopped", "has ended", "no VM answers", "answer"];
+    assert!(
+        refused.iter().all(|why| expected.iter().any(|words| why.contains(words))),
+        "each hears why: {refused:?}"
+    );
+}
