@@ -247,7 +247,7 @@ pub(crate) fn alone() -> std::sync::RwLockWriteGuard<'static, ()> {
 
 /// The payload: the file `NESTLING_PAYLOAD` names, or built now, in a directory of its own because the outer cargo holds
 /// the lock of the usual one.
-fn payload() -> &'static PathBuf {
+pub(crate) fn payload() -> &'static PathBuf {
     static PAYLOAD: OnceLock<PathBuf> = OnceLock::new();
     PAYLOAD.get_or_init(|| std::env::var_os("NESTLING_PAYLOAD").map_or_else(build_payload, PathBuf::from))
 }

@@ -3,13 +3,14 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tempfile::NamedTempFile;
 
 const LONG: Duration = Duration::from_secs(30);
@@ -25,7 +26,6 @@ const READ: u32 = 15;
 const WRITE: u32 = 16;
 const RELEASE: u32 = 18;
 const FSYNC: u32 = 20;
-const FLUSH: u32 = 25;
 const INIT: u32 = 26;
 const INTERRUPT: u32 = 36;
 const BATCH_FORGET: u32 = 42;
@@ -38,7 +38,7 @@ pub(crate) struct SlowFile {
     gate: Arc<Gate>,
 }
 
-/// Whether data is answered for.
+/// Whether requests are answered.
 #[derive(Default)]
 struct Gate {
     state: Mutex<GateState>,
@@ -51,6 +51,8 @@ struct GateState {
     closed: bool,
     /// Somebody waits for an answer.
     waiting: bool,
+    /// Reads and writes that were answered.
+    served: u64,
 }
 
 impl SlowFile {
@@ -64,6 +66,8 @@ impl SlowFile {
         let gate = Arc::new(Gate::default());
         let seen = Arc::clone(&gate);
         std::thread::spawn(move || serve(device, &content, &seen));
+        // The kernel learns that there is nothing to be asked when the file is closed: nothing can keep it from waiting for that.
+        drop(File::open(mounted.path()).unwrap());
         Self { mounted, gate }
     }
 
@@ -71,12 +75,19 @@ impl SlowFile {
         self.mounted.path()
     }
 
-    /// From now on reads, writes and flushes wait; returns when one does.
+    /// From now on requests wait; returns when one does.
     pub(crate) fn hold(&self) {
         let mut state = self.gate.state.lock().unwrap();
         (state.held, state.waiting) = (true, false);
         let waited = self.gate.changed.wait_timeout_while(state, LONG, |state| !state.waiting).unwrap();
         assert!(!waited.1.timed_out(), "nobody asks for anything");
+    }
+
+    /// Waits until so many reads and writes were answered.
+    pub(crate) fn wait_for_use(&self, served: u64) {
+        let state = self.gate.state.lock().unwrap();
+        let waited = self.gate.changed.wait_timeout_while(state, LONG, |state| state.served < served).unwrap();
+        assert!(!waited.1.timed_out(), "nobody uses it");
     }
 
     /// They are answered.
@@ -99,25 +110,32 @@ impl Drop for SlowFile {
 }
 
 impl Gate {
-    /// Waits while the file does not answer.
+    /// Waits while the file does not answer; somebody asks.
     fn pass(&self) {
         let mut state = self.state.lock().unwrap();
         state.waiting |= state.held;
         self.changed.notify_all();
         drop(self.changed.wait_while(state, |state| state.held && !state.closed).unwrap());
     }
+
+    fn served(&self) {
+        self.state.lock().unwrap().served += 1;
+        self.changed.notify_all();
+    }
 }
 
 fn serve(mut device: File, content: &NamedTempFile, gate: &Gate) {
     let mut message = vec![0; MESSAGE];
-    while let Ok(len) = device.read(&mut message) {
+    loop {
+        // A request that was not read yet lets its process die: the kernel waits out one that was, whatever happens.
+        let mut asked = [PollFd::new(device.as_fd(), PollFlags::POLLIN)];
+        let _ = poll(&mut asked, PollTimeout::NONE);
+        gate.pass();
+        let Ok(len) = device.read(&mut message) else { return };
         let request = &message[..len];
         let word = |at: usize| u32::from_le_bytes(request[at..at + 4].try_into().unwrap());
         let long = |at: usize| u64::from_le_bytes(request[at..at + 8].try_into().unwrap());
         let (opcode, unique) = (word(4), long(8));
-        if matches!(opcode, READ | WRITE | FSYNC) {
-            gate.pass();
-        }
         let answer = match opcode {
             FORGET | BATCH_FORGET | INTERRUPT => continue,
             INIT => Ok(init()),
@@ -134,7 +152,7 @@ fn serve(mut device: File, content: &NamedTempFile, gate: &Gate) {
                 content.as_file().write_all_at(data, long(IN_HEADER + 8)).unwrap();
                 Ok([&(data.len() as u32).to_le_bytes()[..], &[0; 4]].concat())
             }
-            FSYNC | FLUSH | RELEASE => Ok(Vec::new()),
+            FSYNC | RELEASE => Ok(Vec::new()),
             _ => Err(libc::ENOSYS),
         };
         let (error, body) = answer.map_or_else(|errno| (-errno, Vec::new()), |body| (0, body));
@@ -142,6 +160,9 @@ fn serve(mut device: File, content: &NamedTempFile, gate: &Gate) {
         let header = [&len.to_le_bytes()[..], &error.to_le_bytes(), &unique.to_le_bytes()].concat();
         // Whoever asked may be gone.
         let _ = device.write(&[header, body].concat());
+        if matches!(opcode, READ | WRITE) {
+            gate.served();
+        }
     }
 }
 
