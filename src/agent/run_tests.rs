@@ -308,7 +308,10 @@ fn a_machine_that_is_kept_by_an_operation_without_end_is_left_in_bounded_time() 
     );
     assert_eq!(exit, Exit::Killed);
     let message = status["message"].as_str().expect("text");
-    assert!(message.starts_with("the machine was stopped by SIGTERM, but what it was asked before"), "{message}");
+    assert!(
+        message.starts_with("the machine was stopped by SIGTERM, but what it was asked before"),
+        "{message}"
+    );
 }
 
 #[test]

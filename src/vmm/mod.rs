@@ -174,7 +174,6 @@ impl Machine {
         let balloon = self.devices.balloon.as_ref().ok_or_else(|| Refusal::Bad(none.to_owned()))?;
         balloon.set_target(target_bytes).map_err(|error| Refusal::Bad(error.to_string()))
     }
-
 }
 
 impl std::fmt::Debug for Machine {

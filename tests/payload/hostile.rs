@@ -132,7 +132,14 @@ fn own_memory_is_what_was_allocated_and_not_what_is_mapped() {
     let len = executable.metadata().unwrap().len() as usize;
     // SAFETY: a new private mapping, which is only read.
     let mapped = unsafe {
-        libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ, libc::MAP_PRIVATE | libc::MAP_POPULATE, executable.as_raw_fd(), 0)
+        libc::mmap(
+            std::ptr::null_mut(),
+            len,
+            libc::PROT_READ,
+            libc::MAP_PRIVATE | libc::MAP_POPULATE,
+            executable.as_raw_fd(),
+            0,
+        )
     };
     assert_ne!(mapped, libc::MAP_FAILED);
     assert!(own_bytes() < before + NOISE_BYTES, "a file that is mapped");

@@ -86,7 +86,8 @@ impl SlowFile {
     /// Waits until so many reads and writes were answered.
     pub(crate) fn wait_for_use(&self, served: u64) {
         let state = self.gate.state.lock().unwrap();
-        let waited = self.gate.changed.wait_timeout_while(state, LONG, |state| state.served < served).unwrap();
+        let waited =
+            self.gate.changed.wait_timeout_while(state, LONG, |state| state.served < served).unwrap();
         assert!(!waited.1.timed_out(), "nobody uses it");
     }
 

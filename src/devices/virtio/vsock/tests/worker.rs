@@ -188,7 +188,15 @@ fn who_comes_when_the_limit_is_reached_is_turned_away_at_once() {
 fn ten_thousand_programs_that_say_nonsense_or_nothing_cost_the_next_one_nothing() {
     let mut guest = guest(64);
     let long = vec![b'x'; 1 << 20];
-    let greetings = [&b""[..], b"CONNECT", b"\n", b"CONNECT 99999999999\n", b"GET / HTTP/1.1\r\n\r\n", b"\0\xff\0", &long];
+    let greetings = [
+        &b""[..],
+        b"CONNECT",
+        b"\n",
+        b"CONNECT 99999999999\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\0\xff\0",
+        &long,
+    ];
     let mut silent = Vec::new();
     for number in 0..10_000_usize {
         let mut program = UnixStream::connect(&guest.path).unwrap();
