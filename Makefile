@@ -132,7 +132,7 @@ test-guest: assets virtiofsd node
 
 # Two machines at a time, for an emulated one uses one CPU. Each line says which it is of.
 GUESTS_1 := storage:: vsock:: memory:: platform::
-RUN_GUESTS = NESTLING_NODE_MODULES=$${NESTLING_NODE_MODULES-vhost_net:vhost_vsock:loop} \
+RUN_GUESTS = NESTLING_NODE_MODULES=$${NESTLING_NODE_MODULES-vhost_net:vhost_vsock:loop:fuse} \
 	NESTLING_NODE_TIMEOUT=$${NESTLING_NODE_TIMEOUT-2400} \
 	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(NODE) runner" NESTLING_PAYLOAD=$(ASSETS)/bin/nestling-payload \
 	cargo test --profile quick --features guest-tests

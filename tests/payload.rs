@@ -32,3 +32,7 @@ mod harness;
 mod hostile;
 #[path = "payload/machine.rs"]
 mod machine;
+#[path = "payload/slow_file.rs"]
+mod slow_file;
+#[path = "payload/stuck.rs"]
+mod stuck;

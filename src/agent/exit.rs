@@ -34,7 +34,7 @@ pub enum Exit {
     Watchdog = 207,
     /// The VM does not fit the pod's memory limit.
     MemoryLimit = 208,
-    /// The guest had to be killed at the end of the grace period.
+    /// The machine was to end, and something of it did not within the grace period.
     Killed = 209,
     /// Nestling itself failed.
     Internal = 210,
@@ -108,6 +108,7 @@ impl From<&EndReason> for Exit {
             EndReason::KvmError { .. } => Self::KvmError,
             EndReason::Stopped { by } if by == "SIGINT" => Self::Interrupted,
             EndReason::Stopped { .. } => Self::Terminated,
+            EndReason::Killed { .. } => Self::Killed,
             EndReason::PreflightFailed { .. } => Self::PreflightFailed,
             EndReason::BadInput { .. } => Self::BadInput,
             EndReason::Internal { .. } => Self::Internal,

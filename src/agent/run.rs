@@ -2,10 +2,12 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use tokio::runtime::Builder;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::sync::oneshot;
+use tokio::time::sleep;
 
 use super::exit::Exit;
 use super::gate::admit;
@@ -27,6 +29,10 @@ use crate::status::server::{Requests, Server, StopRequest};
 use crate::status::snapshot::{End, State};
 use crate::status::socket::{Claim, claim};
 use crate::vmm::ConsoleIo;
+
+/// How long a stop waits for whatever has the machine: less than the 30 seconds after which Kubernetes sends SIGKILL, more than a
+/// pause and a stop take together.
+const STOP_PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 25 });
 
 /// Runs the machine of `plan` to its end, in the foreground.
 ///
@@ -148,12 +154,17 @@ impl<M: Vm> Running<M> {
             Err(reason) => reason,
         };
         self.life.step(LifeEvent::EndBegan);
-        if let Err(by) = self.take_down().await {
-            tracing::warn!(target: "nestling", "{by} again: leaving without waiting for the machine");
-            reason = EndReason::Stopped { by };
+        match self.take_down().await {
+            Down::InOrder => {}
+            Down::Left { by } => {
+                tracing::warn!(target: "nestling", "{by} again: leaving without waiting for the machine");
+                reason = EndReason::Stopped { by };
+            }
+            Down::Stuck { why } => reason = left_behind(reason, &why),
         }
         let console_tail = self.machine.try_lock().map(|machine| machine.console_tail()).unwrap_or_default();
         self.life.finish(reason, console_tail)
+        // The machine goes here: nobody else has it any more, unless it is stuck.
     }
 
     fn start(&self) -> Result<UnboundedReceiver<TimedEvent>, EndReason> {
@@ -200,6 +211,7 @@ impl<M: Vm> Running<M> {
         let (machine, to_do) = (Arc::clone(&self.machine), operation.clone());
         let work = move || {
             let done = machine.lock().unwrap_or_else(PoisonError::into_inner).carry_out(&to_do);
+            drop(machine);
             let _ = tell.send(done); // the machine is on its way down
         };
         match thread::Builder::new().name("machine-request".into()).spawn(work) {
@@ -220,26 +232,61 @@ impl<M: Vm> Running<M> {
         }
     }
 
-    /// Stops the machine beside us, so that the socket stays up and a second signal is heard; that one's name is
-    /// the error.
-    async fn take_down(&mut self) -> Result<(), String> {
+    /// Stops the machine beside us, so that the socket stays up and a second signal is heard.
+    async fn take_down(&mut self) -> Down {
         let (done, is_down) = oneshot::channel();
         let machine = Arc::clone(&self.machine);
         let stopper =
             thread::Builder::new().name("machine-stop".into()).stack_size(256 << 10).spawn(move || {
-                machine.lock().unwrap_or_else(PoisonError::into_inner).stop();
-                let _ = done.send(());
+                let stopped = machine.lock().unwrap_or_else(PoisonError::into_inner).stop();
+                drop(machine);
+                let _ = done.send(stopped);
             });
         if stopper.is_err() {
             // No thread to be had: stop here, deaf for the while it takes.
-            self.machine.lock().unwrap_or_else(PoisonError::into_inner).stop();
-            return Ok(());
+            return Down::from(self.machine.lock().unwrap_or_else(PoisonError::into_inner).stop());
         }
         tokio::select! {
-            _ = is_down => Ok(()),
-            signal = self.signals.next() => Err(signal.name().to_owned()),
+            stopped = is_down => Down::from(stopped.unwrap_or_else(|_| Err("the thread that stops it is gone".into()))),
+            signal = self.signals.next() => Down::Left { by: signal.name().to_owned() },
+            () = sleep(STOP_PATIENCE) => {
+                let why = format!("what it was asked before did not end within {STOP_PATIENCE:?}");
+                Down::Stuck { why }
+            }
         }
     }
+}
+
+/// How the machine was taken down.
+#[derive(Debug)]
+enum Down {
+    /// Every thread of it is gone.
+    InOrder,
+    /// Somebody did not want to wait.
+    Left { by: String },
+    /// Something of it did not end in time.
+    Stuck { why: String },
+}
+
+impl From<Result<(), String>> for Down {
+    fn from(stopped: Result<(), String>) -> Self {
+        match stopped {
+            Ok(()) => Self::InOrder,
+            Err(why) => Self::Stuck { why },
+        }
+    }
+}
+
+/// The reason of an end whose machine had to be left behind. One that nobody wished says more than that.
+fn left_behind(reason: EndReason, why: &str) -> EndReason {
+    let detail = format!(
+        "{reason}, but {why}: it was left behind. What the guest had flushed is safe, later writes to that device may be lost"
+    );
+    if reason.is_orderly() {
+        return EndReason::Killed { detail };
+    }
+    tracing::warn!(target: "nestling", "{detail}");
+    reason
 }
 
 /// The end of the work that is under way; never, when none is.

@@ -23,8 +23,8 @@ pub(super) trait Vm: Send + 'static {
     fn console_tail(&self) -> Vec<String>;
     /// Does what a client asked for.
     fn carry_out(&mut self, operation: &Operation) -> Result<(), Refusal>;
-    /// Stops everything; returns when all threads are gone.
-    fn stop(&mut self);
+    /// Stops everything; returns when all threads are gone. The error says which did not end in time.
+    fn stop(&mut self) -> Result<(), String>;
 }
 
 impl Vm for Machine {
@@ -44,8 +44,8 @@ impl Vm for Machine {
         Machine::carry_out(self, operation)
     }
 
-    fn stop(&mut self) {
-        Machine::stop(self);
+    fn stop(&mut self) -> Result<(), String> {
+        Machine::stop(self).map_err(|stuck| stuck.to_string())
     }
 }
 

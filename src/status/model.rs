@@ -34,6 +34,11 @@ pub enum EndReason {
         /// Who asked, for example `SIGTERM`.
         by: String,
     },
+    /// The machine was to end, and something of it did not: a disk that does not answer, say.
+    Killed {
+        /// Who wished the end, and what did not come to it.
+        detail: String,
+    },
     /// Preflight found that this node or this pod cannot run the machine.
     PreflightFailed {
         /// The finding that stands in the way, with its mend.

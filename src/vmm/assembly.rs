@@ -1,8 +1,11 @@
 //! Which devices a plan means, and where they go.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Instant;
 
 use super::control::Control;
 use super::disks::Disks;
@@ -59,6 +62,8 @@ impl ConsoleIo {
 const ECAM_SLOT: u32 = 0;
 /// Host bridge, console, its ports, vsock, entropy, balloon: each has room kept for it.
 const FIXED_DEVICES: usize = 6;
+/// Bytes of stack of a thread that stops a device.
+const STOP_STACK: usize = 256 << 10;
 
 /// Every device of one machine.
 pub(super) struct Devices {
@@ -154,10 +159,21 @@ impl Devices {
         self.root.facts().into_iter().chain(platform).collect()
     }
 
-    /// Lets every worker finish what it has begun and rest. The vCPUs rest already.
-    pub(super) fn pause(&self) {
+    /// Lets every worker finish what it has begun and rest. The vCPUs rest already. The error names those that do not rest at
+    /// `deadline`.
+    pub(super) fn pause(&self, deadline: Instant) -> Result<(), Vec<String>> {
         self.platform.pause();
+        // All of them first: what one has begun ends while another is waited for.
         self.virtio.iter().for_each(|function| function.pause());
+        let awake = self.virtio.iter().filter(|function| !function.wait_for_rest(deadline));
+        let awake: Vec<String> = awake.map(|function| function.describe()).collect();
+        if awake.is_empty() { Ok(()) } else { Err(awake) }
+    }
+
+    /// The devices that a vCPU is at.
+    pub(super) fn held(&self) -> Vec<String> {
+        let held = self.virtio.iter().filter(|function| function.is_held());
+        held.map(|function| function.describe()).collect()
     }
 
     /// Lets every worker go on.
@@ -166,11 +182,9 @@ impl Devices {
         self.platform.resume();
     }
 
-    /// Stops every worker; disks are flushed.
-    pub(super) fn shut_down(&mut self) {
-        for function in &self.virtio {
-            function.shut_down();
-        }
+    /// Stops every worker; disks are flushed. The error names the devices that have not stopped at `deadline`.
+    pub(super) fn shut_down(&mut self, deadline: Instant) -> Result<(), Vec<String>> {
+        let stuck = self.stop_functions(deadline);
         self.platform.shut_down();
         if let Some(input) = self.serial_input.take() {
             input.stop();
@@ -178,6 +192,32 @@ impl Devices {
         if let Some(ports) = self.ports.take() {
             ports.close();
         }
+        if stuck.is_empty() { Ok(()) } else { Err(stuck) }
+    }
+
+    /// Each on a thread of its own: a disk that is stuck must not keep another from being flushed.
+    fn stop_functions(&self, deadline: Instant) -> Vec<String> {
+        let (done, ended) = mpsc::channel();
+        for (index, function) in self.virtio.iter().enumerate() {
+            let (tell, stopping) = (done.clone(), Arc::clone(function));
+            let stop = move || {
+                stopping.shut_down();
+                // The device is ours alone again when we hear of it.
+                drop(stopping);
+                let _ = tell.send(index);
+            };
+            let thread = thread::Builder::new().name("device-stop".into()).stack_size(STOP_STACK).spawn(stop);
+            if thread.is_err() {
+                function.shut_down();
+                let _ = done.send(index);
+            }
+        }
+        drop(done);
+        let mut left: BTreeMap<usize, &Arc<VirtioPci>> = self.virtio.iter().enumerate().collect();
+        while let Ok(index) = ended.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            left.remove(&index);
+        }
+        left.values().map(|function| function.describe()).collect()
     }
 }
 

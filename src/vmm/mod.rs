@@ -13,6 +13,7 @@ mod kick;
 mod last_words;
 pub mod memory;
 mod networks;
+mod pausing;
 mod platform;
 mod postmortem;
 mod shares;
@@ -28,6 +29,7 @@ use std::thread::JoinHandle;
 
 pub use assembly::ConsoleIo;
 pub use error::MachineError;
+pub use pausing::Stuck;
 
 use self::assembly::{Devices, Parts};
 use self::control::Control;
@@ -58,6 +60,8 @@ pub struct Machine {
     console: Arc<ConsoleHub>,
     last_words: LastWords,
     ram: GuestRam,
+    /// How the stop went, once there was one.
+    stopped: Option<Result<(), Stuck>>,
 }
 
 /// A vCPU: waiting, running, or gone.
@@ -100,7 +104,7 @@ impl Machine {
         if plan.needs_shared_memory() {
             tell_backing(&ram);
         }
-        Ok(Self { vcpus, devices, control, console, last_words, ram })
+        Ok(Self { vcpus, devices, control, console, last_words, ram, stopped: None })
     }
 
     /// Starts every vCPU. Events arrive on `events` from the machine's own threads, each at most once.
@@ -152,28 +156,13 @@ impl Machine {
         if tail.is_empty() { self.last_words.kernel_log() } else { tail }
     }
 
-    /// Lets every vCPU leave the guest and every device finish what it has begun; returns when all of them rest. Idempotent.
-    /// The clock goes on: the guest finds the time that passed.
-    pub fn pause(&mut self) {
-        self.control.set_pausing(true);
-        self.kick();
-        self.control.wait_for_rest();
-        self.devices.pause();
-    }
-
-    /// Lets devices and vCPUs go on. Idempotent.
-    pub fn resume(&mut self) {
-        self.devices.resume();
-        self.control.set_pausing(false);
-    }
-
     /// Does what a client asked for.
     ///
     /// # Errors
     /// When the machine has nothing that the operation is about, or the value is not one for it.
     pub fn carry_out(&mut self, operation: &Operation) -> Result<(), Refusal> {
         match operation {
-            Operation::Pause => self.pause(),
+            Operation::Pause => self.pause().map_err(|stuck| Refusal::Failed(stuck.to_string()))?,
             Operation::Resume => self.resume(),
             Operation::SetMemory { target_bytes } => self.set_memory(*target_bytes)?,
             Operation::SetLink { interface, up } => networks::set_link(&self.devices.nets, interface, *up)?,
@@ -189,34 +178,6 @@ impl Machine {
         let before = balloon.set_target(target_bytes).map_err(|error| Refusal::Bad(error.to_string()))?;
         tracing::info!(before_bytes = before, now_bytes = target_bytes, "the guest's memory target was set");
         Ok(())
-    }
-
-    /// Makes every vCPU leave the guest.
-    fn kick(&self) {
-        for slot in &self.vcpus {
-            if let Some(thread) = &slot.thread {
-                slot.kicker.kick(thread);
-            }
-        }
-    }
-
-    /// Stops every vCPU and device worker, flushes the disks, and returns when all threads are gone. Idempotent.
-    pub fn stop(&mut self) {
-        self.control.stop();
-        self.console.cancel();
-        self.kick();
-        for slot in &mut self.vcpus {
-            if slot.thread.take().is_some_and(|thread| thread.join().is_err()) {
-                tracing::error!("a vCPU thread panicked");
-            }
-        }
-        self.devices.shut_down();
-    }
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        self.stop();
     }
 }
 

@@ -144,6 +144,15 @@ impl QueueHandler for NetHandler {
     }
 }
 
+impl Drop for NetHandler {
+    /// The driver was reset: a frame that waited for its buffers was for nobody.
+    fn drop(&mut self) {
+        if self.parts.receiver.holds_a_frame() {
+            self.parts.shared.counters.rx_dropped.add(1);
+        }
+    }
+}
+
 /// Serves the control queue alone: the kernel moves the frames.
 #[derive(Debug)]
 pub(super) struct ControlHandler {

@@ -255,6 +255,11 @@ impl Receiver {
         Ok(())
     }
 
+    /// Whether a frame is held that the guest has not got.
+    pub(super) fn holds_a_frame(&self) -> bool {
+        self.held.is_some()
+    }
+
     /// Leaves the buffers that no frame has needed in the ring.
     pub(super) fn put_back(&mut self, queue: &mut DeviceQueue) {
         queue.put_back(self.taken.len() as u16);

@@ -267,6 +267,18 @@ fn a_frame_waits_for_the_buffers_it_lacks() {
 }
 
 #[test]
+fn a_frame_that_waits_for_buffers_when_the_driver_is_reset_is_counted() {
+    let mut net = fixture(MRG_RXBUF, 64);
+    net.arrives(&frame(1400));
+    net.drivers[RECEIVE].offer(&[writable(DATA, 1000)]);
+    assert_eq!(net.receive().unwrap(), Listen::Later);
+    let shared = Arc::clone(&net.shared);
+    drop(net);
+    let counts = shared.counters.by_name();
+    assert_eq!((counts["rx_dropped"], counts["rx_packets"]), (1, 0));
+}
+
+#[test]
 fn a_frame_no_ring_of_this_driver_can_hold_is_counted_and_dropped() {
     for features in [MRG_RXBUF, 0] {
         let mut net = fixture(features, 4);

@@ -6,7 +6,7 @@ use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 
@@ -142,7 +142,7 @@ fn a_back_end_is_told_everything_and_gets_doorbell_and_interrupt_themselves() {
         io::Write::write_all(&mut &request.files[0], &1_u64.to_ne_bytes()).unwrap();
     });
     assert_eq!(machine.wiring.detached(), [1]);
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     while !machine.msix.is_pending(1) {
         assert!(began.elapsed() < LONG, "the pending bit never came");
         std::thread::yield_now();
@@ -159,9 +159,10 @@ fn a_pause_stops_the_rings_and_they_go_on_where_they_were() {
     let machine = Machine::new(&session(vec![user]));
     let (workers, _fault) = machine.start().unwrap();
     workers.pause();
+    assert!(workers.wait_for_rest(Instant::now() + Duration::from_secs(30)));
     assert_eq!(fake.count(fake::GET_VRING_BASE), 2);
     workers.resume();
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     while fake.count(fake::SET_VRING_ENABLE) < 4 {
         assert!(began.elapsed() < LONG, "it never went on");
         std::thread::yield_now();
@@ -186,7 +187,7 @@ fn one_that_wants_us_to_wait_for_its_eventfds_is_not_waited_for() {
     // Full, so that a pause and what follows it would wait to kick again.
     fake.last(fake::SET_VRING_KICK, 0, |request| {
         let _ = read_counter(&request.files[0]);
-        std::io::Write::write_all(&mut &request.files[0], &(u64::MAX - 1).to_ne_bytes()).unwrap();
+        io::Write::write_all(&mut &request.files[0], &(u64::MAX - 1).to_ne_bytes()).unwrap();
     });
     let (done, is_done) = channel();
     std::thread::spawn(move || {
@@ -209,7 +210,7 @@ fn a_back_end_that_is_closed_serves_nothing_until_it_is_opened_whatever_happens_
     let session = session(vec![user]);
     let machine = Machine::new(&session);
     let wait_for = |number, count| {
-        let began = std::time::Instant::now();
+        let began = Instant::now();
         while fake.count(number) < count {
             assert!(began.elapsed() < LONG, "{number}: {}", fake.count(number));
             std::thread::yield_now();
@@ -396,7 +397,7 @@ fn a_storm_of_calls_and_garbage_in_the_rings_holds_up_neither_a_pause_nor_the_en
     let call = fake.last(fake::SET_VRING_CALL, 1, |request| request.files[0].try_clone().unwrap());
     let storm = || {
         for _ in 0..20_000 {
-            std::io::Write::write_all(&mut &call, &1_u64.to_ne_bytes()).unwrap();
+            io::Write::write_all(&mut &call, &1_u64.to_ne_bytes()).unwrap();
         }
     };
     std::thread::scope(|threads| {
@@ -436,6 +437,7 @@ fn a_back_end_that_breaks_the_protocol_later_ends_the_device_and_nothing_hangs()
         let machine = Machine::new(&session(vec![user]));
         let (workers, fault) = machine.start().unwrap();
         workers.pause();
+        assert!(workers.wait_for_rest(Instant::now() + Duration::from_secs(30)));
         assert!(matches!(fault.recv_timeout(LONG).unwrap(), Fault::Vhost(_)));
         workers.stop();
     }

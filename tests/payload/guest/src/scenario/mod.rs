@@ -107,13 +107,15 @@ fn string_io() {
 /// Answers one line of input on COM1, polling it.
 fn serial_echo() {
     println!("ready");
-    let mut line = [0; 64];
-    let mut len = 0;
-    while len < line.len() && !line[..len].ends_with(b"\n") {
-        if let Some(byte) = print::read_byte() {
-            line[len] = byte;
-            len += 1;
+    for _ in 0..cmdline::number("lines", 1) {
+        let mut line = [0; 64];
+        let mut len = 0;
+        while len < line.len() && !line[..len].ends_with(b"\n") {
+            if let Some(byte) = print::read_byte() {
+                line[len] = byte;
+                len += 1;
+            }
         }
+        println!("got {}", core::str::from_utf8(&line[..len]).unwrap_or("?").trim_end());
     }
-    println!("got {}", core::str::from_utf8(&line[..len]).unwrap_or("?").trim_end());
 }
