@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::thread::{JoinHandle, spawn};
 
 use nestling::backend::vsock::{HOST_CID, VsockListener};
+use nestling::devices::virtio::testing::{readable, writable};
 use nestling::devices::virtio::vsock::Vsock;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -140,7 +141,7 @@ impl VsockDriver {
     fn new(mut guest: Guest, memory: &'static GuestMemoryMmap, path: PathBuf) -> Result<Self> {
         for head in 0..RING {
             let buffer = DATA + u64::from(head) * u64::from(RX_BYTES);
-            guest.rings[RECEIVE].describe(head, buffer, RX_BYTES, true)?;
+            guest.rings[RECEIVE].describe(head, &[writable(buffer, RX_BYTES)])?;
             guest.rings[RECEIVE].offer(head)?;
         }
         guest.rings[RECEIVE].publish()?;
@@ -199,7 +200,7 @@ impl VsockDriver {
         place(36, BUFFER);
         place(40, self.forwarded);
         self.memory.write_slice(&header, GuestAddress(at))?;
-        ring.describe(head, at, HEADER_BYTES as u32 + len, false)?;
+        ring.describe(head, &[readable(at, HEADER_BYTES as u32 + len)])?;
         ring.offer(head)?;
         ring.publish()
     }
