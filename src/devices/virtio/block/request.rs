@@ -2,13 +2,13 @@
 //!
 //! The standard does not fix how these are cut into descriptors (§2.7.4), so they are taken as two byte streams.
 
-use virtio_queue::DescriptorChain;
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use super::handler::{STATUS_IOERR, STATUS_UNSUPP};
 use super::{MAX_DISCARD_SECTORS, MAX_PIECES, MAX_RANGES, MAX_ZERO_SECTORS};
 use crate::backend::disk::{self, Buffers, SECTOR};
 use crate::devices::virtio::Fault;
+use crate::devices::virtio::queue::{Chain, runs};
 
 /// Bytes of the device id GET_ID returns.
 pub(super) const ID_BYTES: usize = 20;
@@ -75,10 +75,7 @@ pub(super) struct Request<'m> {
 
 impl<'m> Request<'m> {
     /// Takes a chain apart.
-    pub(super) fn parse(
-        memory: &'m GuestMemoryMmap,
-        chain: DescriptorChain<&GuestMemoryMmap>,
-    ) -> Result<Self, Fault> {
+    pub(super) fn parse(memory: &'m GuestMemoryMmap, chain: Chain<'_>) -> Result<Self, Fault> {
         let mut readable = Buffers::default();
         let mut writable = Buffers::default();
         let mut last_writable = None;
@@ -94,15 +91,7 @@ impl<'m> Request<'m> {
             } else {
                 &mut readable
             };
-            // Nearly every buffer lies in one run of RAM.
-            if let Ok(slice) = memory.get_slice(address, len) {
-                side.add(&slice);
-            } else {
-                let outside = |_| Fault::Chain("a buffer lies outside guest memory");
-                for slice in memory.get_slices(address, len) {
-                    side.add(&slice.map_err(outside)?);
-                }
-            }
+            runs(memory, &descriptor, |slice| side.add(&slice))?;
             // A table of its own could have 65535 entries, and what is in flight is kept.
             if readable.pieces().saturating_add(writable.pieces()) > MAX_PIECES {
                 return Err(Fault::Chain("a request has more buffers than a queue"));

@@ -3,11 +3,11 @@
 //! The standard does not fix how these are cut into descriptors (§2.7.4), and drivers differ: Linux 6.1 keeps header and data apart,
 //! later ones put both into one buffer, or the data into one buffer a page.
 
-use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
+use vm_memory::{Bytes, GuestMemoryMmap, VolatileSlice};
 
 use super::header::{HEADER_BYTES, Header};
 use crate::devices::virtio::Fault;
-use crate::devices::virtio::queue::{Chain, DeviceQueue};
+use crate::devices::virtio::queue::{Chain, DeviceQueue, runs};
 
 /// A run of guest memory in pieces.
 #[derive(Debug, Default)]
@@ -25,9 +25,7 @@ impl<'m> Buffers<'m> {
             if descriptor.is_write_only() != writable {
                 return Err(Fault::Chain("a packet's buffer has the wrong direction"));
             }
-            for slice in memory.get_slices(descriptor.addr(), descriptor.len() as usize) {
-                buffers.push(slice.map_err(|_| Fault::Chain("a buffer lies outside guest memory"))?);
-            }
+            runs(memory, &descriptor, |slice| buffers.push(slice))?;
             if buffers.slices.len() > MOST_PIECES {
                 return Err(Fault::Chain("a packet has more buffers than a queue"));
             }

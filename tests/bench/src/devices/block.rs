@@ -8,13 +8,14 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use io_uring::{IoUring, opcode, types};
 use nestling::backend::disk::{Access, Disk, Format, Image, SECTOR, convert};
 use nestling::devices::virtio::block::{Block, BlockOptions};
 use nestling::devices::virtio::testing::{readable, writable};
 use tempfile::TempDir;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 use super::guest::{DATA, Guest, ram};
 use super::{Signals, Spent, Watch, Way};
@@ -179,11 +180,14 @@ impl Reads {
 
     /// Each slot's chain stays as it is; a request changes its sector.
     fn by_driver(&self, guest: &mut Guest) -> Result<Spent> {
-        let memory = self.memory;
         let ring = &mut guest.rings[0];
+        let part =
+            |at, bytes: u64| self.memory.get_slice(GuestAddress(at), (u64::from(DEPTH) * bytes) as usize);
+        let headers = part(HEADERS, HEADER_BYTES)?;
+        let (statuses, buffers) = (part(STATUSES, 1)?, part(BUFFERS, self.bytes)?);
         for slot in 0..DEPTH {
             let place = u64::from(slot);
-            memory.write_obj([0_u64; 2], GuestAddress(HEADERS + HEADER_BYTES * place))?;
+            headers.write_obj([0_u64; 2], (HEADER_BYTES * place) as usize)?;
             let chain = [
                 readable(HEADERS + HEADER_BYTES * place, HEADER_BYTES as u32),
                 writable(BUFFERS + self.bytes * place, self.bytes as u32),
@@ -198,20 +202,20 @@ impl Reads {
         while done < self.offsets.len() {
             while let Some(slot) = free.pop() {
                 let Some(&offset) = offsets.next() else { break };
-                let place = u64::from(slot);
-                expected[usize::from(slot)] = offset;
-                memory.write_obj(offset / SECTOR, GuestAddress(HEADERS + HEADER_BYTES * place + 8))?;
-                memory.write_obj(0xff_u8, GuestAddress(STATUSES + place))?;
+                let place = usize::from(slot);
+                expected[place] = offset;
+                headers.store(offset / SECTOR, HEADER_BYTES as usize * place + 8, Ordering::Relaxed)?;
+                statuses.store(0xff_u8, place, Ordering::Relaxed)?;
                 ring.offer(CHAIN * slot)?;
             }
             ring.publish()?;
             ring.wait(1)?;
             while let Some((head, _)) = ring.take()? {
                 let slot = head / CHAIN;
-                let place = u64::from(slot);
-                check(memory.read_obj::<u8>(GuestAddress(STATUSES + place))? == 0)?;
-                let begins: u64 = memory.read_obj(GuestAddress(BUFFERS + self.bytes * place))?;
-                check(begins == expected[usize::from(slot)])?;
+                let place = usize::from(slot);
+                check(statuses.load::<u8>(place, Ordering::Relaxed)? == 0)?;
+                let begins: u64 = buffers.load(self.bytes as usize * place, Ordering::Relaxed)?;
+                check(begins == expected[place])?;
                 free.push(slot);
                 done += 1;
             }
