@@ -208,3 +208,6 @@ impl io::Write for Writer<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;
