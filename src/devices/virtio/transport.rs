@@ -258,7 +258,7 @@ impl VirtioPci {
                 cause: ISR_QUEUE,
             };
             let doorbell = doorbell.try_clone().map_err(Fault::Host)?;
-            Ok(Some(DeviceQueue::new(queue, self.memory.clone(), interrupt, doorbell)))
+            DeviceQueue::new(queue, self.memory.clone(), interrupt, doorbell).map(Some)
         };
         common.queues().iter().zip(&self.doorbells).map(collect).collect::<Result<_, _>>().map(Queues)
     }

@@ -426,3 +426,57 @@ fn limits_hold_both_ways() {
     assert!((4..8).contains(&received) && (4..8).contains(&sent), "{received} {sent}");
     assert!(net.counter("rx_waits") > 0 && net.counter("tx_waits") > 0);
 }
+
+/// Small frames until the kernel is given buffers for small ones only.
+fn many_small_frames(net: &mut Fixture) {
+    for at in 0..70_u64 {
+        net.drivers[RECEIVE].offer(&[writable(DATA + 0x800 * at, 1536)]);
+        net.arrives(&frame(60));
+        net.receive().unwrap();
+    }
+    assert_eq!(net.counter("rx_packets"), 70);
+}
+
+#[test]
+fn a_large_frame_that_nobody_expected_is_whole() {
+    let mut net = fixture(MRG_RXBUF | GUEST_CSUM | GUEST_TSO4, 256);
+    many_small_frames(&mut net);
+    for at in 70..130 {
+        net.drivers[RECEIVE].offer(&[writable(DATA + 0x800 * at, 1536)]);
+    }
+    // The first is copied in part, the second one is not, the third one needs a buffer.
+    for len in [20_000, 40_000, 60] {
+        net.arrives(&frame(len));
+    }
+    assert_eq!(net.receive().unwrap(), Listen::Yes);
+    let used = net.drivers[RECEIVE].used();
+    let mut at = 70_u64;
+    for len in [20_000_usize, 40_000, 60] {
+        let count = (len + HEADER_BYTES).div_ceil(1536) as u64;
+        let mut expected = frame(len);
+        expected[10] = count as u8;
+        let part = |at: u64| net.bytes(DATA + 0x800 * at, used[at as usize].1 as usize);
+        assert!((at..at + count).flat_map(part).eq(expected), "{len}");
+        at += count;
+    }
+    assert_eq!(used.len() as u64, at);
+}
+
+#[test]
+fn a_large_frame_that_nobody_expected_waits_for_the_buffers_it_lacks() {
+    let mut net = fixture(MRG_RXBUF | GUEST_CSUM | GUEST_TSO4, 128);
+    many_small_frames(&mut net);
+    net.drivers[RECEIVE].offer(&[writable(DATA, 1536)]);
+    net.drivers[RECEIVE].offer(&[writable(DATA + 1536, 1000)]);
+    net.arrives(&frame(4000));
+    assert_eq!(net.receive().unwrap(), Listen::Later);
+    // A pause in between loses nothing.
+    net.handler.quiesce(&mut net.queues).unwrap();
+    assert_eq!(net.drivers[RECEIVE].used().len(), 70);
+    net.drivers[RECEIVE].offer(&[writable(DATA + 2536, 2000)]);
+    net.receive().unwrap();
+    let mut expected = frame(4000);
+    expected[10] = 3;
+    assert_eq!(net.bytes(DATA, 4012), expected);
+    assert_eq!(net.counter("rx_dropped"), 0);
+}

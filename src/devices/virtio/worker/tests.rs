@@ -288,7 +288,7 @@ fn workers_that_cannot_all_be_had_leave_no_thread_behind() {
     let deaf = unsafe { EventFd::from_raw_fd(nothing.into_raw_fd()) };
     let interrupt = test.queues.get(1).unwrap().interrupt().clone();
     let ring = virtio_queue::QueueT::new(8).unwrap();
-    test.queues.0[1] = Some(DeviceQueue::new(ring, guest_ram(), interrupt, deaf));
+    test.queues.0[1] = Some(DeviceQueue::new(ring, guest_ram(), interrupt, deaf).unwrap());
     let (sender, told) = channel();
     let second =
         Probe { told: sender.clone(), go_on: None, source: None, answers: Vec::new(), endless: None };
