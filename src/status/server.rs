@@ -28,7 +28,7 @@ use crate::backend::console::ConsoleHub;
 const MAX_CONNECTIONS: usize = 64;
 /// Connections at one time that are told that there is no room, or that they are not welcome.
 const MAX_REFUSALS: usize = 16;
-const BUSY: &str = "it answers 64 requests already, which is all there is room for: try again";
+const BUSY: &str = "it is answering as many requests as there is room for: try again";
 /// A peer has this long to send its request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(3);
 /// A peer that reads nothing for this long loses its connection.
