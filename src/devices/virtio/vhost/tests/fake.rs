@@ -160,7 +160,7 @@ fn serve(mut socket: UnixStream, traits: Traits, heard: &Mutex<Vec<Request>>) {
         }
         let bytes: Vec<u8> = header.iter().flat_map(|word| word.to_ne_bytes()).chain(answer).collect();
         let files = [File::open("/dev/null").unwrap(), File::open("/dev/zero").unwrap()];
-        let fds = files.each_ref().map(|file| file.as_raw_fd());
+        let fds = files.each_ref().map(AsRawFd::as_raw_fd);
         let fds = if traits.manners == Manners::FilesAt(number) { &fds[..] } else { &[] };
         if socket.send_with_fds(&[&bytes[..]], fds).is_err() {
             return;
