@@ -141,8 +141,8 @@ fn a_convert_that_is_killed_leaves_nothing() {
 
     let directory = tempfile::tempdir().expect("directory");
     let place = directory.path();
-    // Data all over: a second's work and more.
-    fs::write(place.join("big.img"), vec![0x5a; 512 << 20]).expect("written");
+    // Data all over, to have time.
+    fs::write(place.join("big.img"), vec![0x5a; 192 << 20]).expect("written");
     fs::write(place.join("old.qcow2"), "old").expect("written");
     for (signal, code) in [(Signal::SIGKILL, None), (Signal::SIGTERM, Some(143)), (Signal::SIGINT, Some(130))]
     {
