@@ -102,14 +102,15 @@ impl Terminal {
         let mut command = Command::new(env!("CARGO_BIN_EXE_nestling"));
         command.arg("attach").args(arguments).arg("--socket").arg(socket);
         command.stdin(end()).stdout(end()).stderr(end());
-        // SAFETY: both are system calls that a child may make before it executes its program.
-        unsafe {
-            command.pre_exec(|| {
-                nix::unistd::setsid()?;
-                nix::errno::Errno::result(libc::ioctl(0, libc::TIOCSCTTY, 0))?;
-                Ok(())
-            });
-        }
+        let take_terminal = || {
+            nix::unistd::setsid()?;
+            // SAFETY: the child's stdin is the terminal, and the call takes a number.
+            let taken = unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) };
+            nix::errno::Errno::result(taken)?;
+            Ok(())
+        };
+        // SAFETY: it makes two system calls and nothing else.
+        unsafe { command.pre_exec(take_terminal) };
         let child = command.spawn().unwrap();
         let keyboard = File::from(pty.master);
         let (shown, mut screen) = (Arc::new(Mutex::new(String::new())), keyboard.try_clone().unwrap());

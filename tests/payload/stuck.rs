@@ -26,7 +26,7 @@ fn a_disk_that_does_not_answer_keeps_neither_a_pause_nor_a_stop_without_end() {
     let (slow, other) = (SlowFile::new(disk_image()), disk_image());
     let guest = Guest::new("disk-reads count=100000000").disk(slow.path(), false).disk(other.path(), false);
     let mut running = guest.start();
-    until("it reads", || reads(&running) > 0);
+    slow.wait_for_use(10);
     slow.hold();
     let begun = Instant::now();
     let refused = running.machine.pause().unwrap_err().to_string();

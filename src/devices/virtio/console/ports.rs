@@ -58,6 +58,10 @@ struct Port {
     dropped: AtomicU64,
 }
 
+/// What a client is read of before it is the next port's turn: a guest that gives buffers as fast as they are filled must not keep the
+/// worker from hearing anybody else, nor an order to rest.
+const TURN_BYTES: u64 = 64 << 10;
+
 #[derive(Debug)]
 struct Host {
     socket: PortSocket,
@@ -276,10 +280,12 @@ impl PortsHandler {
         let host = &mut *host;
         host.socket.advance();
         send(queues, port_receive.saturating_add(1), &mut host.socket, port)?;
-        let mut has_buffers = true;
-        while guest.is_open && has_buffers {
+        let (mut has_buffers, mut turn) = (true, 0);
+        // What is left of a client that sends without end, its socket tells of again.
+        while guest.is_open && has_buffers && turn < TURN_BYTES {
             let delivered = deliver(queues, port_receive, &mut host.pending)?;
             port.received.fetch_add(delivered, Ordering::Relaxed);
+            turn = turn.saturating_add(delivered);
             has_buffers = host.pending.is_empty();
             if !has_buffers {
                 break;
