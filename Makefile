@@ -28,8 +28,8 @@ help:
 
 # ---- what has to be there ------------------------------------------------------------------------------------------
 
-# Debian packages by the command or file they bring.
-PACKAGES := cc:gcc qemu-img:qemu-utils busybox:busybox-static lz4:lz4 zstd:zstd xz:xz-utils dpkg-deb:dpkg
+# Debian packages by the command or file they bring. None is installed at the cost of another.
+PACKAGES := cc:gcc /usr/include/stdio.h:libc6-dev qemu-img:qemu-utils busybox:busybox-static lz4:lz4 zstd:zstd xz:xz-utils dpkg-deb:dpkg
 
 .PHONY: packages
 packages:
@@ -38,7 +38,8 @@ packages:
 	  echo "==> installing Debian packages: $${missing[*]}"; \
 	  as_root=(); [ "$$(id -u)" = 0 ] || as_root=(sudo); \
 	  "$${as_root[@]}" apt-get update -qq; \
-	  DEBIAN_FRONTEND=noninteractive "$${as_root[@]}" apt-get install -y -qq "$${missing[@]}" >/dev/null; \
+	  DEBIAN_FRONTEND=noninteractive "$${as_root[@]}" apt-get install -y -qq \
+	    --no-install-recommends --no-remove -o DPkg::Lock::Timeout=300 "$${missing[@]}" >/dev/null; \
 	fi
 
 .PHONY: binaries
@@ -158,7 +159,7 @@ bench: binaries build node
 SECONDS = $(or $(FUZZ_SECONDS),60)
 .PHONY: fuzz
 fuzz:
-	@$(MAKE) packages PACKAGES='c++:g++'
+	@$(MAKE) packages PACKAGES='c++:g++ /usr/include/stdio.h:libc6-dev'
 	$(call say,'hostile guests: $(SECONDS) s for each target')
 	@fuzz/run.sh $(SECONDS)
 
