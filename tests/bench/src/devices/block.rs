@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::ops::ControlFlow;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -74,7 +75,7 @@ pub(super) fn ways() -> Result<Vec<Box<dyn Way>>> {
     };
     let raw = image(raw, Format::Raw);
     let qcow2 = image(directory.path().join("disk.qcow2"), Format::Qcow2);
-    convert(&raw, &qcow2.path, Format::Qcow2, false, &mut |_, _| {})?;
+    convert(&raw, &qcow2.path, Format::Qcow2, false, &mut |_, _| ControlFlow::Continue(()))?;
     let (raw, qcow2) = (raw.open()?, qcow2.open()?);
 
     let small: Rc<[u64]> = random_offsets(4 << 10, 60_000).into();

@@ -32,7 +32,9 @@ pub(super) fn run() {
         }
         println!("after {name} {:?}", send(device, frame));
     }
-    (0..STORM).for_each(|_| drop(start(device)));
+    for _ in 0..STORM {
+        let _ = start(device);
+    }
     println!("after the storm {:?}", send(device, frame));
 }
 
