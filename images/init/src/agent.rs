@@ -14,14 +14,17 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{SendError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use nestling_protocol::{Configuration, Failure, FromAgent, Outcome, Program, WorkloadState};
 
+use crate::children;
 use crate::power::End;
+use crate::session_end;
 use crate::spawn::Plan;
 use crate::users::Identity;
 
@@ -42,6 +45,9 @@ use transport::{Address, Stream};
 
 /// Stacks of the agent's threads: nothing here recurses.
 const STACK: usize = 256 << 10;
+
+/// How long all sessions may take to end when the agent does.
+const SESSIONS_GRACE: Duration = Duration::from_secs(4);
 
 /// What the main thread is told.
 #[derive(Debug)]
@@ -181,6 +187,19 @@ impl Agent {
 
     fn workload(&self) -> WorkloadState {
         lock(&self.state).workload
+    }
+
+    /// Ends everything that was started: for an agent that ends while the machine goes on.
+    pub(crate) fn end_all(&self) {
+        let all = children::close();
+        all.iter().for_each(session_end::ask);
+        let deadline = Instant::now() + SESSIONS_GRACE;
+        let is_over = || self.sessions.load(Ordering::Relaxed) == 0 && !session_end::is_under_way();
+        while !is_over() && Instant::now() < deadline {
+            sleep(Duration::from_millis(5));
+        }
+        // Those too whose leader has ended already: it may have had a child that was just being born.
+        all.iter().for_each(session_end::kill);
     }
 
     /// Tries the ready rule, if there is one, until it holds.

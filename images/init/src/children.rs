@@ -14,7 +14,14 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 /// Those that somebody waits for, by process. Who forks holds the lock until the child is in the table, and who reaps
 /// holds it too: no outcome is lost, and no signal reaches a process that got a dead child's number.
-static LIVING: Mutex<BTreeMap<i32, Arc<Exit>>> = Mutex::new(BTreeMap::new());
+static TABLE: Mutex<Table> = Mutex::new(Table { living: BTreeMap::new(), closed: false });
+
+#[derive(Debug)]
+struct Table {
+    living: BTreeMap<i32, Arc<Exit>>,
+    /// No more are to be made: all is ending.
+    closed: bool,
+}
 
 /// How a child ended, once it has.
 #[derive(Debug)]
@@ -47,15 +54,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(crate) fn make(fork: impl FnOnce() -> nix::Result<i32>) -> nix::Result<Child> {
     let readable = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
     let exit = Arc::new(Exit { outcome: Mutex::new(None), ended: Condvar::new(), readable });
-    let mut living = lock(&LIVING);
+    let mut table = lock(&TABLE);
+    if table.closed {
+        return Err(Errno::ESHUTDOWN);
+    }
     let pid = fork()?;
-    living.insert(pid, exit.clone());
+    table.living.insert(pid, exit.clone());
     Ok(Child { pid, exit })
 }
 
 /// Takes every child that has ended, and tells its owner. To be called after each SIGCHLD.
 pub(crate) fn reap() -> Left {
-    let mut living = lock(&LIVING);
+    let living = &mut lock(&TABLE).living;
     loop {
         let mut status = 0;
         // SAFETY: `status` outlives the call. (nix's wrapper has no words for real-time signals, and loses who got one.)
@@ -80,6 +90,13 @@ pub(crate) fn reap() -> Left {
             let _readable = exit.readable.write(1);
         }
     }
+}
+
+/// Lets no more be made, and returns those that live and that somebody waits for.
+pub(crate) fn close() -> Vec<Child> {
+    let mut table = lock(&TABLE);
+    table.closed = true;
+    table.living.iter().map(|(pid, exit)| Child { pid: *pid, exit: exit.clone() }).collect()
 }
 
 impl Child {
@@ -119,8 +136,8 @@ impl Child {
 
     /// Sends it a signal, if it lives. (By number: real-time signals have no name.)
     pub(crate) fn signal(&self, number: i32) -> nix::Result<()> {
-        let living = lock(&LIVING);
-        if !living.contains_key(&self.pid) {
+        let table = lock(&TABLE);
+        if !table.living.contains_key(&self.pid) {
             return Ok(());
         }
         // SAFETY: kill takes two integers. The child is not reaped, so the number is its own.

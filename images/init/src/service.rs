@@ -9,10 +9,13 @@ use nestling_protocol::{AGENT_PORT, CONTROL_PORT, End, FromAgent, Step};
 use crate::agent::transport::Address;
 use crate::agent::{Agent, Happening, Options, ladder};
 use crate::children::Child;
-use crate::{power, signals, workload};
+use crate::{power, session_end, signals, workload};
 
 /// How long a stop may take when it is this service that is stopped.
 const GRACE: Duration = Duration::from_secs(10);
+
+/// What a stopped workload's children get between SIGTERM and SIGKILL.
+const REST_GRACE: Duration = Duration::from_secs(1);
 
 /// How to use it.
 const USAGE: &str =
@@ -68,6 +71,14 @@ pub(crate) fn run(arguments: impl Iterator<Item = String>) -> u8 {
             Happening::NoHost | Happening::HookEnded => {}
         }
     };
+    if let Some(child) = &running {
+        // The workload was stopped; what it has left behind goes with it.
+        session_end::end(child, left.min(REST_GRACE));
+    }
+    let machine_goes_on = end.is_none() || !owns_machine;
+    if machine_goes_on {
+        agent.end_all();
+    }
     agent.report(&FromAgent::Stopping { step: Step::Sync });
     nix::unistd::sync();
     let Some(end) = end else { return 0 };

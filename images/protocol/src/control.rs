@@ -247,6 +247,8 @@ pub enum Step {
 pub enum FromAgent {
     /// The first message.
     Hello(Hello),
+    /// The welcome is taken on: sessions from now on find its configuration. Said first on every connection.
+    Configured,
     /// The workload runs.
     Started {
         /// Its process.

@@ -140,6 +140,7 @@ fn take_on(agent: &Arc<Agent>, stream: &Arc<Stream>, welcome: Welcome, workload:
             *lock(&agent.configuration) = Arc::new(welcome.configuration);
         }
         state.host = Some(stream.clone());
+        state.tell(&FromAgent::Configured);
         // What happened since the hello was said.
         match state.workload {
             now if now == workload => {}

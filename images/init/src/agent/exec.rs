@@ -348,7 +348,7 @@ impl<'a> Session<'a> {
     fn obey(&mut self, frame: Frame) -> Result<(), Broken> {
         match frame.kind {
             Kind::Stdin if frame.payload.is_empty() && self.ends.terminal => {
-                self.input.push_back(END_OF_TRANSMISSION)
+                self.input.push_back(END_OF_TRANSMISSION);
             }
             Kind::Stdin if frame.payload.is_empty() => self.input_ended = true,
             Kind::Stdin if self.input_ended || self.ends.stdin.is_none() => {}
