@@ -11,8 +11,8 @@ use nestling_protocol::{Failure, FailureKind, Opening, ProtocolError, Request, R
 use super::transport::{Stream, exists, listen_at};
 use super::{Agent, exec, files, forward, ready, stats};
 
-/// The most sessions at once.
-const MOST_SESSIONS: usize = 256;
+/// The most sessions at once: with some six descriptors each, they fit the usual limit of 1024.
+const MOST_SESSIONS: usize = 128;
 
 /// How long the request may take to come.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);

@@ -82,13 +82,13 @@ fn garbage_on_the_control_connection_has_the_agent_come_again() {
 #[test]
 fn sessions_beyond_the_bound_are_told_so_and_the_others_go_on() {
     let guest = Guest::idle();
-    let open: Vec<_> = (0..256).map(|_| guest.connect()).collect();
+    let open: Vec<_> = (0..128).map(|_| guest.connect()).collect();
     let mut one_more = Session { stream: guest.connect() };
 
     let failure = one_more.failure();
     assert_eq!(
         (failure.kind, failure.message.as_str()),
-        (FailureKind::Busy, "256 sessions are open: close one")
+        (FailureKind::Busy, "128 sessions are open: close one")
     );
     drop(open);
     until("there is room again", || {
