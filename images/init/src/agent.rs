@@ -14,7 +14,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{SendError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::sleep;
@@ -91,6 +91,7 @@ pub(crate) struct Agent {
     happenings: Sender<Happening>,
     configuration: Mutex<Arc<Configuration>>,
     state: Mutex<State>,
+    listening: AtomicBool,
     sessions: AtomicUsize,
 }
 
@@ -121,10 +122,12 @@ impl Agent {
             happenings,
             configuration: Mutex::default(),
             state: Mutex::new(state),
+            listening: AtomicBool::new(false),
             sessions: AtomicUsize::new(0),
         });
-        let of_listener = agent.clone();
-        agent.thread("listener", move || session::serve(&of_listener));
+        // First of all, so that a host that is told of us finds us.
+        let (of_listener, listener) = (agent.clone(), session::listen(&agent));
+        agent.thread("listener", move || session::serve(&of_listener, listener));
         let of_control = agent.clone();
         if !agent.thread("control", move || control::keep(&of_control)) {
             agent.happen(Happening::NoHost);

@@ -13,7 +13,7 @@ use crate::children::Child;
 use crate::cmdline::{self, Cmdline};
 use crate::power::{self, End};
 use crate::workload::{self, NotStarted};
-use crate::{console, kmod, mounts, network, report, signals};
+use crate::{children, console, kmod, mounts, network, report, signals};
 
 /// How often a shell that ended is started again, when there is no workload.
 const SHELL_RESPAWNS: u32 = 5;
@@ -233,6 +233,8 @@ impl Life {
             }
         };
         stopping(Step::Others);
+        // Neither a session nor a try of the ready rule starts anything from here on.
+        children::close();
         power::stop_processes(grace);
         stopping(Step::Sync);
         power::leave_disks_clean();

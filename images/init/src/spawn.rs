@@ -84,6 +84,7 @@ impl fmt::Display for StartError {
             (Stage::Directory, errno) => {
                 write!(f, "its directory {} cannot be entered: {}", self.directory.display(), errno.desc())
             }
+            (Stage::Fork, Errno::ESHUTDOWN) => f.write_str("all is ending"),
             (Stage::Identity, errno) => write!(f, "its user cannot be taken on: {}", errno.desc()),
             (_, errno) => f.write_str(errno.desc()),
         }

@@ -10,6 +10,9 @@
 //! | ready | `readiness` | | |
 //!
 //! In place of each answer, and until the last one, `failed` may come. Then the agent closes the connection.
+//!
+//! A host that closes its half of an exec's connection has gone, and the program's whole session goes too: the input's end
+//! is an empty stdin frame, not the connection's. Only a forward has halves.
 
 use serde::{Deserialize, Serialize};
 

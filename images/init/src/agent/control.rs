@@ -1,6 +1,7 @@
 //! The control connection: made, answered, and made again when it is cut.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -75,7 +76,8 @@ pub(super) fn keep(agent: &Arc<Agent>) {
 
 /// Connects, says hello, and takes the welcome on.
 fn attempt(agent: &Arc<Agent>) -> Result<Arc<Stream>, NoWelcome> {
-    if !exists(&agent.options.control) {
+    // A host that is told of us has to find us.
+    if !exists(&agent.options.control) || !agent.listening.load(Ordering::Acquire) {
         return Err(NoWelcome::Failed(std::io::Error::from(std::io::ErrorKind::Unsupported).into()));
     }
     let stream = Arc::new(connect_to(&agent.options.control).map_err(ProtocolError::Io)?);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use nestling_protocol::{Failure, FailureKind, Opening, ProtocolError, Request, Response, Versions, frame};
 
-use super::transport::{Stream, exists, listen_at};
+use super::transport::{Listener, Stream, exists, listen_at};
 use super::{Agent, exec, files, forward, ready, stats};
 
 /// The most sessions at once: with some six descriptors each, they fit the usual limit of 1024.
@@ -20,23 +20,37 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long to take in what a host still sends to a session that has failed.
 const DRAIN: Duration = Duration::from_secs(10);
 
-/// The wait before listening, or accepting, is tried again.
+/// The wait before listening is tried again.
+const LISTEN_RETRY: Duration = Duration::from_secs(5);
+
+/// The wait before accepting is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Takes the host's connections, for ever.
-pub(super) fn serve(agent: &Arc<Agent>) {
-    let mut said = false;
-    let listener = loop {
-        // No such sockets (yet): a module may come later, if it is worth waiting.
-        let there = exists(&agent.options.listen);
-        match there.then(|| listen_at(&agent.options.listen)) {
-            Some(Ok(listener)) => break listener,
-            Some(Err(error)) if !said => crate::say!("cannot listen for the host: {error}"),
-            _ if !agent.options.persistent => return,
-            _ => {}
+/// Listens, if this system has such sockets, and says why not if it should.
+pub(super) fn listen(agent: &Agent) -> Option<Listener> {
+    let address = &agent.options.listen;
+    match exists(address).then(|| listen_at(address))? {
+        Ok(listener) => {
+            agent.listening.store(true, Ordering::Release);
+            Some(listener)
         }
-        said |= there;
-        sleep(RETRY);
+        Err(error) => {
+            crate::say!("cannot listen for the host: {error}");
+            None
+        }
+    }
+}
+
+/// Takes the host's connections, for ever.
+pub(super) fn serve(agent: &Arc<Agent>, mut listener: Option<Listener>) {
+    let listener = loop {
+        match listener {
+            Some(listener) => break listener,
+            None if !agent.options.persistent => return,
+            // A module may come later.
+            None => sleep(LISTEN_RETRY),
+        }
+        listener = listen(agent);
     };
     loop {
         match listener.accept() {
