@@ -34,11 +34,21 @@ COPY --from=build /out/nestling-init /out/nestling-initramfs /build/
 RUN mkdir /guest && \
     /build/nestling-initramfs --init /build/nestling-init --busybox /bin/busybox --out /guest/initramfs.cpio
 
+# The other end of --share: static too.
+FROM rust:1 AS virtiofsd
+RUN apt-get update -qq && \
+    apt-get install -y -qq --no-install-recommends libcap-ng-dev libseccomp-dev && \
+    rm -rf /var/lib/apt/lists/*
+COPY images/virtiofsd /src/images/virtiofsd
+RUN --mount=type=cache,target=/usr/local/cargo/registry \
+    /src/images/virtiofsd/build.sh /out
+
 FROM scratch
 LABEL org.opencontainers.image.title="nestling" \
       org.opencontainers.image.description="One nested VM in one pod" \
-      org.opencontainers.image.licenses="Apache-2.0 AND GPL-2.0-only"
+      org.opencontainers.image.licenses="Apache-2.0 AND BSD-3-Clause AND LGPL-2.1-or-later AND GPL-2.0-only"
 COPY --from=build /out/nestling /nestling
+COPY --from=virtiofsd /out/virtiofsd /virtiofsd
 COPY --from=kernel /guest/vmlinux /guest/vmlinux
 COPY --from=guest /guest/initramfs.cpio /guest/initramfs.cpio
 COPY k8s/base/vm.yaml /etc/nestling/vm.yaml

@@ -4,6 +4,9 @@
 # Each begins with the seeds in fuzz/seeds/TARGET, keeps what it finds in fuzz/corpus/TARGET (not in git), and ends with a
 # line: runs, edges covered. An input that crashes, hangs for 20 s or needs more than 2 GiB fails the run; it stays in
 # fuzz/artifacts/TARGET.
+#
+# The seeds are the fewest inputs that reach every edge that long runs have found. When a handler has changed much:
+#   cargo fuzz run TARGET fuzz/seeds/NEW fuzz/corpus/TARGET -- -set_cover_merge=1 -use_counters=0
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -35,23 +35,16 @@ count_linux_boots() {
     "$out/quick/nestling-node" runner "$bench" linux --nestling "$nestling" --stock "$stock" --own "$own"
 }
 
-# Packets and bytes through the devices, beside what they stand on. The library has the driver's end only where it is asked
-# for, and in a directory of its own, so that no other build gets it.
+# Packets, bytes and blocks through the devices, beside what they stand on. The library has the driver's end only where it is
+# asked for, and in a directory of its own, so that no other build gets it. One codegen unit, as the release has it: what is
+# measured here is instructions, and most of them are of small functions.
 measure_devices() {
-  cargo build --quiet --profile quick -p nestling-bench --features devices --target-dir target/bench
+  cargo build --quiet --profile quick --config profile.quick.package.nestling.codegen-units=1 \
+    -p nestling-bench --features devices --target-dir target/bench
   target/bench/x86_64-unknown-linux-gnu/quick/nestling-bench devices
 }
 
-# The disk device between the same driver and a file. One codegen unit, as the release has it: what is measured here is
-# instructions, and most of them are of small functions.
-measure_disk() {
-  cargo test --quiet --profile quick --config profile.quick.package.nestling.codegen-units=1 --lib block::tests::speed \
-    -- --ignored --nocapture | grep '^|'
-}
-
 compare_with_qemu
-echo
-measure_disk
 echo
 measure_devices
 echo

@@ -120,6 +120,13 @@ fn every_bad_flag_is_one_sentence_and_leaves_nothing() {
         (vec!["--memory", "64Ti"], vec!["64Ti", "more than this host has"]),
         (vec!["--memory", "99999999999999999999G"], vec!["is not a size"]),
         (vec!["--memory", "1.5G"], vec!["`1.5G` is not a size", "256M"]),
+        (vec!["--memory", "-1"], vec!["--memory: `-1` is not a size"]),
+        (vec!["--net", "nat"], vec!["--net: mode=nat is planned", "tap=NAME"]),
+        (vec!["--share", "/tmp"], vec!["--share: the share `/tmp`: it has no directory"]),
+        (
+            vec!["--port", "agent"],
+            vec!["--port: `agent` does not describe a port: it has no path; write for"],
+        ),
         (vec!["--cpus", "0"], vec!["--cpus: `0`", "1 to 32"]),
         (vec!["--cpus", "300"], vec!["--cpus: `300`", "1 to 32"]),
         (vec!["--cpus", "many"], vec!["`many`"]),
@@ -188,7 +195,7 @@ fn every_bad_spec_is_one_sentence_with_line_and_column() {
         ("kernel: kernel\ncpus: 300\n", vec!["vm.yaml:2:7: `300`"]),
         ("kernel: kernel\nmemory: 0\n", vec!["vm.yaml:2:9: 0 is too little"]),
         ("kernel: missing\n", vec!["vm.yaml:1:9: the kernel missing"]),
-        ("kernel: kernel\nkernle: b\n", vec!["vm.yaml:2:1: ", "did you mean `kernel`?"]),
+        ("kernel: kernel\nkernle: b\n", vec!["vm.yaml:2:1: ", "(did you mean `kernel`?)"]),
         ("kernel: [a\n", vec!["vm.yaml:1:9: "]),
         ("kernel: 'a\n", vec!["vm.yaml:1:9: unclosed quote"]),
         ("kernel: kernel\n  cpus: 2\n", vec!["vm.yaml:2:7: "]),
@@ -232,6 +239,89 @@ fn a_kernel_that_is_none_fails_the_run_and_only_the_status_file_stays() {
     assert_eq!((&status["state"], &status["exit_code"]), (&"failed".into(), &BAD_INPUT.into()));
     fs::remove_file(place.path("status.json")).expect("remove");
     assert_eq!(place.names(), before, "neither socket nor lock nor temporary file stays");
+}
+
+/// What was said as JSON lines, each a message.
+fn messages(output: &Output) -> Vec<String> {
+    let message = |line: &str| {
+        let line: serde_json::Value = serde_json::from_str(line).expect(line);
+        line["message"].as_str().expect("a message").to_owned()
+    };
+    stderr(output).lines().map(message).collect()
+}
+
+#[test]
+fn what_fails_before_there_is_a_log_is_told_in_the_log_s_form() {
+    let place = Place::new();
+    fs::write(place.path("vm.yaml"), "kernel: missing\nlog-format: json\n").expect("spec");
+    fs::write(place.path("n.sock"), "precious").expect("file");
+    for (flags, part) in [
+        (&["--log-format", "json", "--kernel", "missing"][..], "--kernel: the kernel missing"),
+        (&["--log-format", "json", "--disk", "partition=a"], "does not describe a disk"),
+        (&["--log-format", "json", "no.yaml"], "the spec no.yaml cannot be read"),
+        (&["vm.yaml"], "vm.yaml:1:9: the kernel missing"),
+        (&["vm.yaml", "--port", "a"], "does not describe a port"),
+        (&["--log-format", "json"], "n.sock exists and is not a socket"),
+    ] {
+        let output = place.run(flags);
+        assert_eq!(output.status.code(), Some(BAD_INPUT), "{flags:?}");
+        let said = messages(&output);
+        assert!(said.len() == 1 && said[0].contains(part), "{flags:?}: {said:?}");
+    }
+    let text = place.run(&["vm.yaml", "--log-format", "text"]);
+    assert_one_sentence("the flag wins", &text, BAD_INPUT, &["the kernel missing"]);
+}
+
+#[test]
+fn a_log_filter_that_is_none_is_refused_and_an_empty_one_is_none() {
+    let place = Place::new();
+    let run = |filter: &str, format: &str| {
+        Command::new(env!("CARGO_BIN_EXE_nestling"))
+            .args(["run", "--kernel", "missing", "--log-format", format])
+            .current_dir(place.dir.path())
+            .env("NESTLING_LOG", filter)
+            .env("NESTLING_TERMINATION_LOG", "no-such-file")
+            .output()
+            .expect("nestling starts")
+    };
+    for filter in ["verbose", "nestling=loud", "infos,debug"] {
+        let wanted = ["NESTLING_LOG: `", filter, "write error, warn, info, debug, trace or off"];
+        let output = run(filter, "text");
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(BAD_INPUT), "{text}");
+        assert!(wanted.iter().all(|part| text.contains(part)), "{text}");
+        assert!(messages(&run(filter, "json"))[0].contains("NESTLING_LOG"));
+    }
+    for filter in ["", "debug", "info,nestling::vmm=trace"] {
+        assert!(stderr(&run(filter, "text")).contains("the kernel missing"), "{filter}");
+    }
+}
+
+#[test]
+fn a_limit_of_open_files_is_named_and_no_fault_of_the_spec() {
+    const PREFLIGHT_FAILED: i32 = 200;
+    let place = Place::new();
+    for limit in [5, 8, 10, 12, 14] {
+        let script =
+            format!("ulimit -n {limit}; exec \"$0\" run --kernel kernel --socket n.sock --allow-backend any");
+        let output = Command::new("sh")
+            .args(["-c", &script, env!("CARGO_BIN_EXE_nestling")])
+            .current_dir(place.dir.path())
+            .env("NESTLING_TERMINATION_LOG", "no-such-file")
+            .output()
+            .expect("nestling starts");
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(PREFLIGHT_FAILED), "{limit}: {text}");
+        assert!(text.contains("ulimit") && text.contains("raise the limit"), "{limit}: {text}");
+    }
+}
+
+/// Needs a /dev/kvm that can be opened.
+#[test]
+fn what_a_share_s_memory_costs_is_told_of_a_machine_that_is_there() {
+    let place = Place::new();
+    let text = stderr(&place.run(&["--share", "tag=data,dir=folder"]));
+    assert!(text.contains("is not an x86-64 kernel") && !text.contains("guest RAM"), "{text}");
 }
 
 #[test]
@@ -290,7 +380,11 @@ fn the_termination_log_gets_the_reason_of_bad_input() {
 fn without_an_instance_every_client_command_says_so() {
     let place = Place::new();
     drop(UnixListener::bind(place.path("dead.sock")).expect("bind"));
-    for (socket, why) in [("none.sock", "there is no such socket"), ("dead.sock", "its process is gone")] {
+    for (socket, why) in [
+        ("none.sock", "there is no such socket"),
+        ("dead.sock", "its process is gone"),
+        ("disk", "that is no socket"),
+    ] {
         for command in [
             vec!["status"],
             vec!["status", "--json"],

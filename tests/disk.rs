@@ -91,12 +91,16 @@ fn what_cannot_be_done_is_one_sentence_and_leaves_nothing() {
         (vec!["create", "new.img", "big"], "write for example 512M"),
         (vec!["create", "gone/new.img", "1M"], "No such file or directory"),
         (vec!["create", "new.qcow2", "--backing", "gone.img"], "gone.img"),
-        (vec!["create", "new.qcow2", "--backing", "forged.img"], "say format=qcow2, or format=raw"),
+        (
+            vec!["create", "new.qcow2", "--backing", "forged.img"],
+            "say --backing-format qcow2, or --backing-format raw",
+        ),
         (vec!["info", "gone.img"], "gone.img"),
         (vec!["info", "."], "neither a regular file nor a block device"),
-        (vec!["info", "forged.img"], "header is cut off"),
+        (vec!["info", "forged.img"], "say --format qcow2, or --format raw"),
+        (vec!["info", "forged.img", "--format", "qcow2"], "header is cut off"),
         (vec!["convert", "there.img", "there.img"], "exists"),
-        (vec!["convert", "forged.img", "new.img"], "say format=qcow2, or format=raw"),
+        (vec!["convert", "forged.img", "new.img"], "say --source-format qcow2, or --source-format raw"),
         (vec!["convert", "gone.img", "new.img"], "gone.img"),
     ] {
         let output = nestling(place, &arguments);
@@ -108,4 +112,60 @@ fn what_cannot_be_done_is_one_sentence_and_leaves_nothing() {
     }
     succeeds(place, &["create", "there.img", "1M", "--force"]);
     assert_eq!(fs::metadata(place.join("there.img")).expect("image").len(), 1 << 20);
+}
+
+/// The name of a backing file is the image's maker's, and may be meant for our reader's terminal.
+#[test]
+fn what_an_image_says_stays_on_its_line() {
+    let directory = tempfile::tempdir().expect("directory");
+    let place = directory.path();
+    let name = "gone\nnestling says all is well\u{1b}[2J";
+    qemu_img(place, &["create", "-q", "-f", "qcow2", "-u", "-b", name, "-F", "raw", "vm.qcow2", "1M"]);
+    let shown = succeeds(place, &["info", "vm.qcow2"]);
+    let told = nestling(place, &["convert", "vm.qcow2", "flat.img"]);
+    let told = String::from_utf8(told.stderr).expect("text");
+    assert_eq!(told.lines().count(), 1, "{told}");
+    for text in [shown, told] {
+        assert!(text.contains(r"gone\nnestling says all is well\u{1b}[2J"), "{text}");
+        assert!(!text.chars().any(|character| character.is_control() && character != '\n'), "{text:?}");
+    }
+}
+
+/// SIGKILL, SIGTERM and SIGINT in the middle of it: the old image is as it was, and nothing lies beside it.
+#[test]
+fn a_convert_that_is_killed_leaves_nothing() {
+    use std::os::unix::process::ExitStatusExt;
+
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+
+    let directory = tempfile::tempdir().expect("directory");
+    let place = directory.path();
+    // Data all over, to have time.
+    fs::write(place.join("big.img"), vec![0x5a; 192 << 20]).expect("written");
+    fs::write(place.join("old.qcow2"), "old").expect("written");
+    for (signal, code) in [(Signal::SIGKILL, None), (Signal::SIGTERM, Some(143)), (Signal::SIGINT, Some(130))]
+    {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_nestling"))
+            .args(["disk", "convert", "big.img", "old.qcow2", "--force"])
+            .current_dir(place)
+            .spawn()
+            .expect("nestling starts");
+        // When it has read something, it is at work.
+        let io = format!("/proc/{}/io", child.id());
+        while fs::read_to_string(&io)
+            .expect("it runs")
+            .lines()
+            .find_map(|line| line.strip_prefix("rchar: ")?.parse::<u64>().ok())
+            .is_none_or(|bytes| bytes < 8 << 20)
+        {
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        kill(Pid::from_raw(child.id() as i32), signal).expect("it is there");
+        let status = child.wait().expect("it ends");
+        assert_eq!(status.code(), code, "{signal}: {status:?}");
+        assert_eq!(status.signal().is_some(), code.is_none());
+        assert_eq!(fs::read(place.join("old.qcow2")).expect("read"), b"old", "{signal}");
+        assert_eq!(fs::read_dir(place).expect("list").count(), 2, "{signal} left something");
+    }
 }

@@ -6,15 +6,24 @@
 //! The payload is built on the way; `NESTLING_PAYLOAD` names one that is built already, for a machine without cargo:
 //!
 //! ```text
-//! nestling-node run --env NESTLING_PAYLOAD=P --file P target/…/deps/payload-… --test-threads=1 --skip never_exits
+//! nestling-node run --env NESTLING_PAYLOAD=P --file P target/…/deps/payload-… --test-threads=1 --skip never_exits --skip commands::
 //! ```
 //!
 //! (Bochs does not take interrupts from a guest that spins with its own switched off, so that one test hangs there.)
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, its helpers too")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking, its helpers too"
+)]
 
+#[path = "payload/commands.rs"]
+mod commands;
 #[path = "payload/devices.rs"]
 mod devices;
+#[path = "payload/disks.rs"]
+mod disks;
 #[path = "payload/endings.rs"]
 mod endings;
 #[path = "payload/harness.rs"]
@@ -23,3 +32,7 @@ mod harness;
 mod hostile;
 #[path = "payload/machine.rs"]
 mod machine;
+#[path = "payload/slow_file.rs"]
+mod slow_file;
+#[path = "payload/stuck.rs"]
+mod stuck;

@@ -12,6 +12,7 @@ use nestling::backend::console::ConsoleHub;
 use nestling::status::client::Client;
 use nestling::status::clock::Clock;
 use nestling::status::model::{BootStage, DeviceFacts, EndReason, MachineFacts, VcpuFacts};
+use nestling::status::operation::{Asked, Operation, Refusal};
 use nestling::status::probe::Probe;
 use nestling::status::publisher::Publisher;
 use nestling::status::server::{Requests, Server, StopRequest};
@@ -27,6 +28,7 @@ struct Served {
     console: Arc<ConsoleHub>,
     socket: PathBuf,
     stops: mpsc::Receiver<StopRequest>,
+    operations: Option<mpsc::Receiver<Asked>>,
     finish: Option<oneshot::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
     _dir: TempDir,
@@ -60,7 +62,7 @@ fn serve() -> Served {
     let calls = AtomicU64::new(0);
     publisher.watch(Box::new(move || Some(fake_facts(calls.fetch_add(1, Ordering::Relaxed)))));
     let (ask_stop, stops) = mpsc::channel(1);
-    let (operations, _) = mpsc::channel(1);
+    let (operations, asked) = mpsc::channel(1);
     let requests = Requests { stop: ask_stop, operations };
     let (finish, finished) = oneshot::channel();
     let (ready, is_ready) = std::sync::mpsc::channel();
@@ -83,7 +85,8 @@ fn serve() -> Served {
         });
     });
     is_ready.recv().expect("server starts");
-    Served { publisher, console, socket, stops, finish: Some(finish), thread: Some(thread), _dir: dir }
+    let (finish, thread) = (Some(finish), Some(thread));
+    Served { publisher, console, socket, stops, operations: Some(asked), finish, thread, _dir: dir }
 }
 
 impl Served {
@@ -236,21 +239,98 @@ fn metrics_are_openmetrics_text() {
 }
 
 #[test]
-fn errors_are_json() {
+fn every_error_is_one_sentence_of_ours_in_json() {
     let served = serve();
-    for (request, code) in [
-        ("GET /nothing HTTP/1.1\r\nhost: x\r\n\r\n", 404),
-        ("DELETE /v1/status HTTP/1.1\r\nhost: x\r\n\r\n", 405),
-        ("GET /v1/stop HTTP/1.1\r\nhost: x\r\n\r\n", 405),
-        ("GET /v1/events?follow=perhaps HTTP/1.1\r\nhost: x\r\n\r\n", 400),
-        ("GET /v1/events?folow=true HTTP/1.1\r\nhost: x\r\n\r\n", 400),
+    served.publisher.enter(State::Running);
+    let post = |path: &str, body: &str| {
+        format!("POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+    };
+    let long = format!("{{\"target\": \"{}\"}}", "1".repeat(5000));
+    for (request, code, words) in [
+        ("GET /nothing HTTP/1.1\r\nhost: x\r\n\r\n".to_owned(), 404, "there is nothing at /nothing"),
+        ("DELETE /v1/status HTTP/1.1\r\nhost: x\r\n\r\n".into(), 405, "/v1/status does not take DELETE"),
+        ("GET /v1/stop HTTP/1.1\r\nhost: x\r\n\r\n".into(), 405, "what changes the VM is POST"),
+        ("POST /v1/console/log HTTP/1.1\r\nhost: x\r\n\r\n".into(), 405, "what only asks is GET"),
+        ("GET /v1/events?follow=perhaps HTTP/1.1\r\nhost: x\r\n\r\n".into(), 400, "follow=true"),
+        ("GET /v1/events?folow=true HTTP/1.1\r\nhost: x\r\n\r\n".into(), 400, "follow=true"),
+        ("GET /v1/console/log?tail=many HTTP/1.1\r\nhost: x\r\n\r\n".into(), 400, "tail=LINES"),
+        ("GET /v1/console/attach?tail=-1 HTTP/1.1\r\nhost: x\r\n\r\n".into(), 400, "tail=LINES"),
+        (post("/v1/memory", ""), 400, "there is no body: send {\"target\": \"128M\"}"),
+        (post("/v1/memory", "{"), 400, "the body is no JSON: send {"),
+        (post("/v1/memory", "{\"tarjet\": 1}"), 400, "the body is not what this path takes: send {"),
+        (post("/v1/memory", "{\"target\": \"much\"}"), 400, "`much` is not a size: write for example 512M"),
+        (post("/v1/memory", &long), 413, "more than 4096 bytes"),
+        (post("/v1/disks/resize", "[]"), 400, "send {\"disk\": \"vda\", \"size\": \"20G\"}"),
+        (post("/v1/disks/resize", "{\"disk\": 0, \"size\": \"big\"}"), 400, "`big` is not a size"),
+        (post("/v1/console/resize", "80x24"), 400, "send {\"cols\": 80, \"rows\": 24}"),
+        (post("/v1/net/%ff/up", ""), 400, "by its number"),
     ] {
         let answer = raw(&served.socket, request.as_bytes());
         assert!(answer.starts_with(&format!("HTTP/1.1 {code}")), "{request}: {answer}");
         let body = answer.split_once("\r\n\r\n").expect("body").1;
         let body: Value = serde_json::from_str(body).expect("JSON");
-        assert!(body["error"].is_string(), "{request}");
+        let error = body["error"].as_str().expect("words");
+        assert!(error.contains(words), "{request}: {error}");
+        assert!(!error.contains("line 1") && !error.contains("eserialize"), "not of ours: {error}");
+        assert_eq!(body.as_object().map(serde_json::Map::len), Some(1), "{body}");
     }
+}
+
+#[test]
+fn a_body_that_does_not_come_is_not_waited_for() {
+    let served = serve();
+    let begun = Instant::now();
+    let head = b"POST /v1/memory HTTP/1.1\r\nhost: x\r\ncontent-length: 20\r\n\r\n{";
+    let answer = raw(&served.socket, head);
+    assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("did not come within"), "{answer}");
+    assert!(begun.elapsed() < Duration::from_secs(8));
+}
+
+/// The command as a user runs it.
+fn nestling(arguments: &[&str], socket: &Path) -> std::process::Output {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_nestling"));
+    command.args(arguments).arg("--socket").arg(socket).stdin(std::process::Stdio::null());
+    command.output().expect("nestling starts")
+}
+
+#[test]
+fn each_kind_of_refusal_has_its_own_exit_code() {
+    let mut served = serve();
+    served.publisher.enter(State::Running);
+    let (socket, mut operations) = (served.socket.clone(), served.operations.take().expect("operations"));
+    let machine = std::thread::spawn(move || {
+        while let Some(Asked { operation, answer }) = operations.blocking_recv() {
+            let _ = answer.send(match operation {
+                Operation::Pause => Err(Refusal::NotNow("it sleeps".into())),
+                Operation::Resume => Ok(()),
+                Operation::SetMemory { .. } => Err(Refusal::Cannot("it has no balloon".into())),
+                Operation::SetLink { interface, up } if interface == "t/0" && up => Ok(()),
+                Operation::SetLink { interface, .. } => {
+                    Err(Refusal::Bad(format!("no interface {interface}")))
+                }
+                Operation::ResizeDisk { .. } => Err(Refusal::Failed("no space".into())),
+            });
+        }
+    });
+    for (arguments, code, words) in [
+        (&["resume"][..], 0, ""),
+        (&["link", "t/0", "up"], 0, ""),
+        (&["link", "eth0", "up"], 201, "cannot take that: no interface eth0"),
+        (&["memory", "lots"], 201, "`lots` is not a size"),
+        (&["memory", "64M"], 212, "refused: it has no balloon"),
+        (&["pause"], 212, "refused: it sleeps"),
+        (&["disk", "resize", "vda", "2G"], 212, "refused: no space"),
+    ] {
+        let output = nestling(arguments, &socket);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {text}");
+        assert!(text.contains(words) && text.lines().count() <= 1, "{arguments:?}: {text}");
+    }
+    served.end();
+    assert_eq!(nestling(&["stop"], &socket).status.code(), Some(212), "it has ended and still answers");
+    served.finish();
+    assert_eq!(nestling(&["stop"], &socket).status.code(), Some(211), "none answers");
+    machine.join().expect("ends");
 }
 
 #[test]
@@ -288,18 +368,60 @@ fn garbage_ends_its_own_connection_only() {
 }
 
 #[test]
-fn two_hundred_connections_are_bounded_and_leave_room_again() {
+fn idle_connections_however_many_keep_no_probe_out() {
     let served = serve();
-    let mut idle: Vec<_> = (0..200).map(|_| UnixStream::connect(&served.socket).expect("connect")).collect();
-    let refused = raw(&served.socket, b"GET /v1/status HTTP/1.1\r\nhost: x\r\n\r\n");
-    assert!(refused.starts_with("HTTP/1.1 503"), "{refused}");
-    assert!(refused.ends_with('}'), "{refused}");
+    served.publisher.enter(State::Running);
+    let idle: Vec<_> = (0..300).map(|_| UnixStream::connect(&served.socket).expect("connect")).collect();
     let begun = Instant::now();
-    while !raw(&served.socket, b"GET /v1/status HTTP/1.1\r\nhost: x\r\n\r\n").starts_with("HTTP/1.1 200") {
-        assert!(begun.elapsed() < Duration::from_secs(8), "idle connections hold the socket for ever");
-        std::thread::sleep(Duration::from_millis(100));
+    for _ in 0..10 {
+        let output = nestling(&["status", "--probe", "live"], &served.socket);
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
     }
-    idle.clear();
+    assert!(begun.elapsed() < Duration::from_millis(2500), "nobody waits until an idle one is cut");
+    drop(idle);
+}
+
+#[test]
+fn idle_connections_are_few_and_the_oldest_goes_first() {
+    let served = serve();
+    let connect = || {
+        let stream = UnixStream::connect(&served.socket).expect("connect");
+        stream.set_read_timeout(Some(Duration::from_secs(2))).expect("timeout");
+        stream
+    };
+    let mut idle: Vec<_> = (0..65).map(|_| connect()).collect();
+    assert_eq!(idle[0].read(&mut [0]).expect("it is closed"), 0);
+    idle[1].write_all(b"GET /v1/status HTTP/1.1\r\nhost: x\r\n\r\n").expect("the second asks");
+    let mut answer = [0; 12];
+    idle[1].read_exact(&mut answer).expect("and is answered");
+    assert_eq!(&answer, b"HTTP/1.1 200");
+}
+
+#[test]
+fn requests_that_are_being_answered_are_bounded() {
+    let mut served = serve();
+    served.publisher.enter(State::Running);
+    // A machine that takes its time: every request waits for it.
+    let operations = served.operations.take().expect("operations");
+    let asking: Vec<_> = (0..64)
+        .map(|_| {
+            let mut stream = UnixStream::connect(&served.socket).expect("connect");
+            stream.write_all(b"POST /v1/pause HTTP/1.1\r\nhost: x\r\n\r\n").expect("ask");
+            stream
+        })
+        .collect();
+    let begun = Instant::now();
+    let refused = loop {
+        let answer = raw(&served.socket, b"GET /v1/status HTTP/1.1\r\nhost: x\r\n\r\n");
+        if answer.starts_with("HTTP/1.1 503") {
+            break answer;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(5), "there is no bound: {answer}");
+    };
+    assert!(refused.contains("try again") && refused.ends_with('}'), "{refused}");
+    assert_eq!(nestling(&["status"], &served.socket).status.code(), Some(212), "busy is not absent");
+    drop(operations);
+    drop(asking);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The exit code of every command, with one meaning each. docs/exit-codes.md is the same table in prose.
 
 use crate::preflight::EXIT_PREFLIGHT_FAILED;
+use crate::status::client::ClientError;
 use crate::status::model::EndReason;
 
 /// How a command ended.
@@ -33,17 +34,19 @@ pub enum Exit {
     Watchdog = 207,
     /// The VM does not fit the pod's memory limit.
     MemoryLimit = 208,
-    /// The guest had to be killed at the end of the grace period.
+    /// The machine was to end, and something of it did not within the grace period.
     Killed = 209,
     /// Nestling itself failed.
     Internal = 210,
     /// No VM answers on the socket.
     NoInstance = 211,
+    /// The VM that answers cannot do it now, or not at all, or failed at it.
+    Refused = 212,
 }
 
 impl Exit {
     /// Every exit, in the order of the codes.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Success,
         Self::ProbeFailed,
         Self::Interrupted,
@@ -60,6 +63,7 @@ impl Exit {
         Self::Killed,
         Self::Internal,
         Self::NoInstance,
+        Self::Refused,
     ];
 
     /// The process' exit code.
@@ -88,6 +92,7 @@ impl Exit {
             Self::Killed => "killed",
             Self::Internal => "internal-error",
             Self::NoInstance => "no-instance",
+            Self::Refused => "refused",
         }
     }
 }
@@ -103,9 +108,21 @@ impl From<&EndReason> for Exit {
             EndReason::KvmError { .. } => Self::KvmError,
             EndReason::Stopped { by } if by == "SIGINT" => Self::Interrupted,
             EndReason::Stopped { .. } => Self::Terminated,
+            EndReason::Killed { .. } => Self::Killed,
             EndReason::PreflightFailed { .. } => Self::PreflightFailed,
             EndReason::BadInput { .. } => Self::BadInput,
             EndReason::Internal { .. } => Self::Internal,
+        }
+    }
+}
+
+impl From<&ClientError> for Exit {
+    fn from(error: &ClientError) -> Self {
+        match error {
+            ClientError::NoInstance { .. } | ClientError::NoAnswer { .. } => Self::NoInstance,
+            ClientError::BadValue { .. } => Self::BadInput,
+            ClientError::Refused { .. } => Self::Refused,
+            ClientError::Here(_) => Self::Internal,
         }
     }
 }

@@ -5,6 +5,7 @@ pub mod exit;
 mod gate;
 mod life;
 pub mod lifecycle;
+pub mod limits;
 pub mod run;
 mod signals;
 mod vm;

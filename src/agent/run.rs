@@ -2,19 +2,23 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use tokio::runtime::Builder;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::sync::oneshot;
+use tokio::time::sleep;
 
 use super::exit::Exit;
 use super::gate::admit;
 use super::life::Life;
 use super::lifecycle::LifeEvent;
+use super::limits;
 use super::signals::Signals;
 use super::vm::{TimedEvent, Vm, bridge, create};
 use super::window;
 use crate::backend::console::ConsoleHub;
+use crate::backend::vsock::raise_descriptor_limit;
 use crate::spec::plan::RunPlan;
 use crate::status::clock::Clock;
 use crate::status::durable::leave_last_words;
@@ -26,20 +30,30 @@ use crate::status::snapshot::{End, State};
 use crate::status::socket::{Claim, claim};
 use crate::vmm::ConsoleIo;
 
+/// How long a stop waits for whatever has the machine: less than the 30 seconds after which Kubernetes sends SIGKILL, more than a
+/// pause and a stop take together.
+const STOP_PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 25 });
+
 /// Runs the machine of `plan` to its end, in the foreground.
 ///
 /// # Errors
 /// When the run ended before it had a socket, and with it a status: the reason is the caller's to print.
 pub fn run(plan: &RunPlan, clock: Clock) -> Result<Exit, EndReason> {
-    let runtime = Builder::new_current_thread().enable_all().build().map_err(internal)?;
-    runtime.block_on(async {
+    // The usual soft limit is there for programs that use select(2). Where it stays, it may be enough.
+    if let Err(error) = raise_descriptor_limit() {
+        tracing::debug!(target: "nestling", "the limit of open files stays as it is: {error}");
+    }
+    let runtime =
+        Builder::new_current_thread().enable_all().build().map_err(internal).map_err(limits::name)?;
+    let ended = runtime.block_on(async {
         let signals = Signals::listen().map_err(internal)?;
         let claim = claim(&plan.socket).map_err(|error| EndReason::BadInput { detail: error.to_string() })?;
         let console = ConsoleIo::of_this_process(plan.console_history).map_err(internal)?;
         let hub = Arc::clone(&console.hub);
         window::follow(&hub).map_err(internal)?;
         Ok(live(plan, clock, claim, signals, hub, move |plan| create(plan, console)).await)
-    })
+    });
+    ended.map_err(limits::name)
 }
 
 /// Says to Kubernetes why a run ended that never had a status.
@@ -74,7 +88,7 @@ async fn live<M: Vm>(
     let mut life = Life::begin(Arc::clone(&publisher));
     let exit = match prepare(plan, &mut life, &publisher, &mut signals, build).await {
         Ok(machine) => Running { machine, life, signals, stop_requests, asked, clock }.see_through().await,
-        Err(reason) => life.finish(reason, Vec::new()),
+        Err(reason) => life.finish(limits::name(reason), Vec::new()),
     };
     console.close();
     server.finish().await;
@@ -140,12 +154,17 @@ impl<M: Vm> Running<M> {
             Err(reason) => reason,
         };
         self.life.step(LifeEvent::EndBegan);
-        if let Err(by) = self.take_down().await {
-            tracing::warn!(target: "nestling", "{by} again: leaving without waiting for the machine");
-            reason = EndReason::Stopped { by };
+        match self.take_down().await {
+            Down::InOrder => {}
+            Down::Left { by } => {
+                tracing::warn!(target: "nestling", "{by} again: leaving without waiting for the machine");
+                reason = EndReason::Stopped { by };
+            }
+            Down::Stuck { why } => reason = left_behind(reason, &why),
         }
         let console_tail = self.machine.try_lock().map(|machine| machine.console_tail()).unwrap_or_default();
         self.life.finish(reason, console_tail)
+        // The machine goes here: nobody else has it any more, unless it is stuck.
     }
 
     fn start(&self) -> Result<UnboundedReceiver<TimedEvent>, EndReason> {
@@ -192,6 +211,7 @@ impl<M: Vm> Running<M> {
         let (machine, to_do) = (Arc::clone(&self.machine), operation.clone());
         let work = move || {
             let done = machine.lock().unwrap_or_else(PoisonError::into_inner).carry_out(&to_do);
+            drop(machine);
             let _ = tell.send(done); // the machine is on its way down
         };
         match thread::Builder::new().name("machine-request".into()).spawn(work) {
@@ -212,26 +232,61 @@ impl<M: Vm> Running<M> {
         }
     }
 
-    /// Stops the machine beside us, so that the socket stays up and a second signal is heard; that one's name is
-    /// the error.
-    async fn take_down(&mut self) -> Result<(), String> {
+    /// Stops the machine beside us, so that the socket stays up and a second signal is heard.
+    async fn take_down(&mut self) -> Down {
         let (done, is_down) = oneshot::channel();
         let machine = Arc::clone(&self.machine);
         let stopper =
             thread::Builder::new().name("machine-stop".into()).stack_size(256 << 10).spawn(move || {
-                machine.lock().unwrap_or_else(PoisonError::into_inner).stop();
-                let _ = done.send(());
+                let stopped = machine.lock().unwrap_or_else(PoisonError::into_inner).stop();
+                drop(machine);
+                let _ = done.send(stopped);
             });
         if stopper.is_err() {
             // No thread to be had: stop here, deaf for the while it takes.
-            self.machine.lock().unwrap_or_else(PoisonError::into_inner).stop();
-            return Ok(());
+            return Down::from(self.machine.lock().unwrap_or_else(PoisonError::into_inner).stop());
         }
         tokio::select! {
-            _ = is_down => Ok(()),
-            signal = self.signals.next() => Err(signal.name().to_owned()),
+            stopped = is_down => Down::from(stopped.unwrap_or_else(|_| Err("the thread that stops it is gone".into()))),
+            signal = self.signals.next() => Down::Left { by: signal.name().to_owned() },
+            () = sleep(STOP_PATIENCE) => {
+                let why = format!("what it was asked before did not end within {STOP_PATIENCE:?}");
+                Down::Stuck { why }
+            }
         }
     }
+}
+
+/// How the machine was taken down.
+#[derive(Debug)]
+enum Down {
+    /// Every thread of it is gone.
+    InOrder,
+    /// Somebody did not want to wait.
+    Left { by: String },
+    /// Something of it did not end in time.
+    Stuck { why: String },
+}
+
+impl From<Result<(), String>> for Down {
+    fn from(stopped: Result<(), String>) -> Self {
+        match stopped {
+            Ok(()) => Self::InOrder,
+            Err(why) => Self::Stuck { why },
+        }
+    }
+}
+
+/// The reason of an end whose machine had to be left behind. One that nobody wished says more than that.
+fn left_behind(reason: EndReason, why: &str) -> EndReason {
+    let detail = format!(
+        "{reason}, but {why}: it was left behind. What the guest had flushed is safe, later writes to that device may be lost"
+    );
+    if reason.is_orderly() {
+        return EndReason::Killed { detail };
+    }
+    tracing::warn!(target: "nestling", "{detail}");
+    reason
 }
 
 /// The end of the work that is under way; never, when none is.

@@ -20,6 +20,17 @@ struct Scripted {
     script: Vec<MachineEvent>,
     events: Option<Sender<MachineEvent>>,
     stop_takes: Duration,
+    stuck: Option<&'static str>,
+    /// Told when it is dropped.
+    gone: Option<Sender<()>>,
+}
+
+impl Drop for Scripted {
+    fn drop(&mut self) {
+        if let Some(gone) = self.gone.take() {
+            gone.send(()).expect("somebody listens");
+        }
+    }
 }
 
 impl Vm for Scripted {
@@ -56,14 +67,20 @@ impl Vm for Scripted {
         }
     }
 
-    fn stop(&mut self) {
+    fn stop(&mut self) -> Result<(), String> {
         thread::sleep(self.stop_takes);
         self.events = None;
+        self.stuck.map_or(Ok(()), |who| Err(who.to_owned()))
     }
 }
 
 fn machine(script: Vec<MachineEvent>) -> Scripted {
-    Scripted { script, events: None, stop_takes: Duration::ZERO }
+    Scripted { script, events: None, stop_takes: Duration::ZERO, stuck: None, gone: None }
+}
+
+fn slow(mut machine: Scripted, takes: Duration) -> Scripted {
+    machine.stop_takes = takes;
+    machine
 }
 
 fn plan(dir: &Path) -> RunPlan {
@@ -110,7 +127,7 @@ fn live_with<M: Vm, T>(
 
 async fn until(client: &Client<'_>, state: State) {
     while client.status().await.expect("answers").state != state {
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        sleep(Duration::from_millis(5)).await;
     }
 }
 
@@ -173,7 +190,9 @@ fn threads_that_end_without_a_word_are_an_internal_error() {
         fn carry_out(&mut self, _: &Operation) -> Result<(), Refusal> {
             Ok(())
         }
-        fn stop(&mut self) {}
+        fn stop(&mut self) -> Result<(), String> {
+            Ok(())
+        }
     }
     let (exit, (), status, _dir) = live_with(move |_| Ok(Silent), async |_, _| ());
     assert_eq!(exit, Exit::Internal);
@@ -218,7 +237,7 @@ fn a_stop_request_ends_a_running_machine_and_the_stream_sees_the_end() {
 
 #[test]
 fn the_socket_answers_while_the_machine_takes_long_to_stop() {
-    let slow = Scripted { stop_takes: Duration::from_millis(300), ..machine(ended(EndReason::PowerOff)) };
+    let slow = slow(machine(ended(EndReason::PowerOff)), Duration::from_millis(300));
     let (exit, (), _, _dir) =
         live_with(move |_| Ok(slow), async |socket, _| until(&Client::new(socket), State::Stopping).await);
     assert_eq!(exit, Exit::Success);
@@ -243,7 +262,7 @@ fn a_signal_stops_a_guest_that_only_runs() {
 #[test]
 fn a_second_signal_leaves_a_machine_that_does_not_stop() {
     let begun = std::time::Instant::now();
-    let stuck = Scripted { stop_takes: Duration::from_secs(5), ..machine(Vec::new()) };
+    let stuck = slow(machine(Vec::new()), Duration::from_secs(8));
     let (exit, (), status, _dir) = live_with(
         |_| Ok(stuck),
         async |socket, signals| {
@@ -256,6 +275,54 @@ fn a_second_signal_leaves_a_machine_that_does_not_stop() {
     assert!(begun.elapsed() < Duration::from_secs(3), "it did not wait for the machine");
     assert_eq!(exit, Exit::Terminated);
     assert_eq!(status["reason"]["by"], "SIGTERM");
+}
+
+#[test]
+fn a_machine_of_which_something_is_stuck_ends_killed_and_says_what() {
+    for (reason, exit) in [(EndReason::PowerOff, Exit::Killed), (EndReason::Reset, Exit::GuestReset)] {
+        let mut stuck = machine(ended(reason));
+        stuck.stuck = Some("virtio-blk /slow.img did not finish what was begun within 15s");
+        let (ended, (), status, _dir) = live_with(|_| Ok(stuck), async |_, _| ());
+        assert_eq!(ended, exit);
+        assert_eq!(status["state"], "failed");
+        let message = status["message"].as_str().expect("text");
+        assert_eq!(message.contains("/slow.img"), exit == Exit::Killed, "{message}");
+    }
+}
+
+#[test]
+fn a_machine_that_is_kept_by_an_operation_without_end_is_left_in_bounded_time() {
+    let script = vec![MachineEvent::Stage(BootStage::Entered), MachineEvent::Stage(BootStage::Kernel)];
+    let kept = slow(machine(script), STOP_PATIENCE * 4);
+    let (exit, (), status, _dir) = live_with(
+        |_| Ok(kept),
+        async |socket, signals| {
+            let client = Client::new(socket);
+            until(&client, State::Running).await;
+            let (paused, ()) = tokio::join!(client.pause(), async {
+                sleep(Duration::from_millis(50)).await;
+                signals.send(StopSignal::Terminate).await.expect("heard");
+            });
+            paused.expect_err("it was never done");
+        },
+    );
+    assert_eq!(exit, Exit::Killed);
+    let message = status["message"].as_str().expect("text");
+    assert!(
+        message.starts_with("the machine was stopped by SIGTERM, but what it was asked before"),
+        "{message}"
+    );
+}
+
+#[test]
+fn the_machine_is_gone_before_the_run_is_over() {
+    for _ in 0..20 {
+        let (gone, is_gone) = std::sync::mpsc::channel();
+        let mut machine = machine(ended(EndReason::PowerOff));
+        machine.gone = Some(gone);
+        drop(live_with(|_| Ok(machine), async |_, _| ()));
+        is_gone.try_recv().expect("dropped by whoever owned it");
+    }
 }
 
 #[test]
@@ -278,7 +345,7 @@ fn a_signal_while_the_machine_is_being_built_ends_the_run_at_once() {
 #[test]
 fn a_pause_is_answered_when_it_is_done_and_a_stop_ends_a_paused_machine() {
     let script = vec![MachineEvent::Stage(BootStage::Entered), MachineEvent::Stage(BootStage::Kernel)];
-    let slow = Scripted { stop_takes: Duration::from_millis(50), ..machine(script) };
+    let slow = slow(machine(script), Duration::from_millis(50));
     let (exit, (), status, _dir) = live_with(
         |_| Ok(slow),
         async |socket, _| {
@@ -334,7 +401,7 @@ fn memory_is_set_by_a_size_and_what_is_none_is_refused() {
             refused
         },
     );
-    let words = ["is no target", "too little", "is no target", "ength limit"];
+    let words = ["`much` is not a size", "too little", "`` is not a size", "more than 4096 bytes"];
     for (refused, words) in refused.iter().zip(words) {
         assert!(refused.contains(words), "{refused}");
     }
@@ -358,8 +425,92 @@ fn a_disk_is_resized_by_name_and_size_and_what_is_none_is_refused() {
             refused
         },
     );
-    let words = ["is no size", "not Some(1073741824) for vdb", "not None for vda"];
+    let words = ["`large` is not a size", "not Some(1073741824) for vdb", "not None for vda"];
     for (refused, words) in refused.iter().zip(words) {
         assert!(refused.contains(words), "{refused}");
     }
+}
+
+/// Does what it is told, and counts it.
+#[derive(Default)]
+struct Obedient {
+    events: Option<Sender<MachineEvent>>,
+    done: Arc<std::sync::atomic::AtomicUsize>,
+}
+
+impl Vm for Obedient {
+    fn start(&mut self, events: Sender<MachineEvent>) -> Result<(), EndReason> {
+        for stage in [BootStage::Entered, BootStage::Kernel] {
+            events.send(MachineEvent::Stage(stage)).expect("the agent listens");
+        }
+        self.events = Some(events);
+        Ok(())
+    }
+    fn facts(&self) -> MachineFacts {
+        MachineFacts::default()
+    }
+    fn console_tail(&self) -> Vec<String> {
+        Vec::new()
+    }
+    fn carry_out(&mut self, _: &Operation) -> Result<(), Refusal> {
+        assert!(self.events.is_some(), "nothing is asked of a machine that was stopped");
+        self.done.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        Ok(())
+    }
+    fn stop(&mut self) -> Result<(), String> {
+        self.events = None;
+        Ok(())
+    }
+}
+
+#[test]
+fn a_storm_of_pauses_from_many_clients_is_answered_and_a_signal_ends_it_in_the_middle() {
+    let machine = Obedient::default();
+    let done = Arc::clone(&machine.done);
+    let (exit, (answered, refused), status, _dir) = live_with(
+        |_| Ok(machine),
+        async |socket, signals| {
+            until(&Client::new(socket), State::Running).await;
+            let storm: Vec<_> = (0..8)
+                .map(|number| {
+                    let socket = socket.to_owned();
+                    tokio::spawn(async move {
+                        let client = Client::new(&socket);
+                        for answered in 0.. {
+                            let asked = if (answered + number) % 2 == 0 {
+                                client.pause().await
+                            } else {
+                                client.resume().await
+                            };
+                            if let Err(error) = asked {
+                                return (answered, error.to_string());
+                            }
+                        }
+                        unreachable!()
+                    })
+                })
+                .collect();
+            while done.load(std::sync::atomic::Ordering::Relaxed) < 800 {
+                sleep(Duration::from_millis(5)).await;
+            }
+            signals.send(StopSignal::Terminate).await.expect("heard");
+            let (mut answered, mut refused) = (0, Vec::new());
+            for client in storm {
+                let (count, why) = client.await.expect("each client ends");
+                answered += count;
+                refused.push(why);
+            }
+            (answered, refused)
+        },
+    );
+    assert_eq!(exit, Exit::Terminated);
+    assert_eq!(status["state"], "stopped");
+    // One that was being done when the signal came may be done without an answer.
+    let done = done.load(std::sync::atomic::Ordering::Relaxed);
+    assert!((answered..=answered + 1).contains(&done), "{done} done, {answered} answered");
+    let expected = ["is being stopped", "has ended", "no VM answers", "answer"];
+    assert!(
+        refused.iter().all(|why| expected.iter().any(|words| why.contains(words))),
+        "each hears why: {refused:?}"
+    );
 }

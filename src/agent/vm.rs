@@ -6,7 +6,7 @@ use std::thread;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::chain::chain;
-use super::gate::explain;
+use super::gate::{explain, failing_layer};
 use crate::spec::plan::RunPlan;
 use crate::status::clock::{Clock, Moment};
 use crate::status::model::{EndReason, MachineEvent, MachineFacts};
@@ -23,8 +23,8 @@ pub(super) trait Vm: Send + 'static {
     fn console_tail(&self) -> Vec<String>;
     /// Does what a client asked for.
     fn carry_out(&mut self, operation: &Operation) -> Result<(), Refusal>;
-    /// Stops everything; returns when all threads are gone.
-    fn stop(&mut self);
+    /// Stops everything; returns when all threads are gone. The error says which did not end in time.
+    fn stop(&mut self) -> Result<(), String>;
 }
 
 impl Vm for Machine {
@@ -44,17 +44,21 @@ impl Vm for Machine {
         Machine::carry_out(self, operation)
     }
 
-    fn stop(&mut self) {
-        Machine::stop(self);
+    fn stop(&mut self) -> Result<(), String> {
+        Machine::stop(self).map_err(|stuck| stuck.to_string())
     }
 }
 
-/// Builds the machine. A plan that cannot be had is the user's to mend; a KVM that refuses is the node's.
+/// Builds the machine. A plan that cannot be had is the user's to mend; a KVM that refuses, and a device that is not there,
+/// is the node's or the pod's.
 pub(super) fn create(plan: &RunPlan, console: ConsoleIo) -> Result<Machine, EndReason> {
-    Machine::new(&plan.machine, console).map_err(|error| match &error {
-        MachineError::Kvm { .. } => explain(chain(&error), plan.allow_backend),
-        error if error.is_bad_input() => EndReason::BadInput { detail: chain(error) },
-        error => EndReason::Internal { detail: chain(error) },
+    Machine::new(&plan.machine, console).map_err(|error| match (&error, failing_layer(&error)) {
+        (MachineError::Kvm { .. }, _) => explain(chain(&error), plan.allow_backend),
+        (error, Some(layer)) => {
+            EndReason::PreflightFailed { detail: format!("the {layer} layer fails: {}", chain(error)) }
+        }
+        (error, None) if error.is_bad_input() => EndReason::BadInput { detail: chain(error) },
+        (error, None) => EndReason::Internal { detail: chain(error) },
     })
 }
 

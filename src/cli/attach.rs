@@ -38,7 +38,7 @@ The guest gets every key but the one that detaches: Ctrl-] unless --escape says 
 terminal. When stdin is no terminal, what comes from it is typed, its end changes nothing, and no key detaches.
 
 Exit codes: 0 detached, or the VM ended; 130 or 143 ended by SIGINT or SIGTERM; 201 a key that is none;
-211 no VM answers on the socket.";
+211 no VM answers on the socket; 212 too many clients are attached.";
 
 /// Type on the guest's console and see what it shows; Ctrl-] detaches
 #[derive(Debug, Args)]
@@ -74,7 +74,7 @@ enum Ended {
 
 /// Runs the command.
 pub(super) fn run(args: &AttachArgs) -> Exit {
-    let ended = super::block_on(&args.instance.socket, attach(args));
+    let ended = super::block_on(attach(args));
     // Before anything is said: a raw terminal shows lines as stairs.
     terminal::restore();
     let (sentence, exit) = match ended {
@@ -82,7 +82,7 @@ pub(super) fn run(args: &AttachArgs) -> Exit {
         Ok(Ended::WithTheVm) => ("the VM has ended".to_owned(), Exit::Success),
         Ok(Ended::NobodyReads) => return Exit::Success,
         Ok(Ended::Signal(exit)) => ("detached by a signal; the VM goes on".to_owned(), exit),
-        Err(error) => (chain(&error), Exit::NoInstance),
+        Err(error) => (chain(&error), Exit::from(&error)),
     };
     let fresh_line = if io::stderr().is_terminal() { "\r\n" } else { "" };
     output::print_error(fresh_line);
@@ -92,10 +92,9 @@ pub(super) fn run(args: &AttachArgs) -> Exit {
 
 async fn attach(args: &AttachArgs) -> Result<Ended, ClientError> {
     let client = Client::new(&args.instance.socket);
-    let local = |error: io::Error| client.no_answer(error.to_string());
     // From here on these signals do not end the process before the terminal is put back.
-    let signalled = stop_signal().map_err(local)?;
-    let mut resized = signal(SignalKind::window_change()).map_err(local)?;
+    let signalled = stop_signal().map_err(ClientError::Here)?;
+    let mut resized = signal(SignalKind::window_change()).map_err(ClientError::Here)?;
 
     let size = terminal::window_size(io::stdout());
     let screenful = size.map_or(SCREENFUL, |size| size.rows.into());
@@ -103,7 +102,7 @@ async fn attach(args: &AttachArgs) -> Result<Ended, ClientError> {
     if let Some(size) = size {
         client.resize(size).await?;
     }
-    let keyboard = Keyboard::open(args).map_err(local)?;
+    let keyboard = Keyboard::open(args).map_err(ClientError::Here)?;
     let (from_vm, to_vm) = tokio::io::split(TokioIo::<Upgraded>::new(connection));
     let sized = async {
         while resized.recv().await.is_some() {

@@ -1,12 +1,15 @@
 //! `nestling disk`: makes, shows and converts images, for who has no qemu-img; and makes a running VM's disk larger.
 
 use std::io::IsTerminal;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::{SocketArgs, output};
-use crate::agent::chain::chain;
+use crate::agent::chain::{chain, one_line};
 use crate::agent::exit::Exit;
 use crate::backend::disk::{
     Access, Backing, DiskError, Format, Held, Image, ImageInfo, Layer, NewImage, convert, create, info,
@@ -16,6 +19,9 @@ use crate::status::client::Client;
 
 /// Make, show and convert disk images; make the disk of a running VM larger
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Exit codes: 0 done; 201 an image, a disk or a size that cannot be; 211 and 212 as `resize --help` says."
+)]
 pub(super) struct DiskArgs {
     #[command(subcommand)]
     command: DiskCommand,
@@ -111,9 +117,11 @@ struct ConvertArgs {
 /// Its image grows by zeroes, and the guest is told. What is on the disk, partitions and file systems, is the guest's to
 /// make larger. No disk becomes smaller by request.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:
+#[command(after_help = concat!("Examples:
   nestling disk resize vda 20G
-  nestling disk resize vdb        # its block device or read-only image has become larger by other means")]
+  nestling disk resize vdb        # its block device or read-only image has become larger by other means
+
+", client_exits!()))]
 struct ResizeArgs {
     /// The disk: its serial number, its name in the guest (vda), or its place among the --disk options, from 0
     disk: String,
@@ -125,14 +133,17 @@ struct ResizeArgs {
 
 /// Runs the command.
 pub(super) fn run(args: &DiskArgs) -> Exit {
+    let mut signals = HeldSignals::default();
     let done = match &args.command {
-        DiskCommand::Create(args) => make(args),
+        DiskCommand::Create(args) => make(args, &mut signals),
         DiskCommand::Info(args) => show(args),
-        DiskCommand::Convert(args) => copy(args),
+        DiskCommand::Convert(args) => copy(args, &mut signals),
         DiskCommand::Resize(args) => return resize(args),
     };
     match done {
         Ok(()) => Exit::Success,
+        Err(DiskError::Stopped(_)) if signals.came == Some(Signal::SIGINT) => Exit::Interrupted,
+        Err(DiskError::Stopped(_)) => Exit::Terminated,
         Err(error) => {
             output::complain(&chain(&error));
             Exit::BadInput
@@ -141,15 +152,8 @@ pub(super) fn run(args: &DiskArgs) -> Exit {
 }
 
 fn resize(args: &ResizeArgs) -> Exit {
-    let socket = &args.instance.socket;
-    let client = Client::new(socket);
-    match super::block_on(socket, client.resize_disk(&args.disk, args.size.as_deref())) {
-        Ok(()) => Exit::Success,
-        Err(error) => {
-            output::complain(&chain(&error));
-            Exit::NoInstance
-        }
-    }
+    let client = Client::new(&args.instance.socket);
+    super::ask(client.resize_disk(&args.disk, args.size.as_deref()))
 }
 
 fn size(text: &str) -> Result<u64, String> {
@@ -162,7 +166,8 @@ fn format_of(path: &Path, said: Option<FormatArg>) -> Format {
     said.map_or(if named { Format::Qcow2 } else { Format::Raw }, Format::from)
 }
 
-fn make(args: &CreateArgs) -> Result<(), DiskError> {
+fn make(args: &CreateArgs, signals: &mut HeldSignals) -> Result<(), DiskError> {
+    signals.hold();
     let format = match (args.format, &args.backing) {
         (None, Some(_)) => Format::Qcow2,
         (said, _) => format_of(&args.path, said),
@@ -178,7 +183,8 @@ fn make(args: &CreateArgs) -> Result<(), DiskError> {
 }
 
 fn show(args: &InfoArgs) -> Result<(), DiskError> {
-    let info = info(&args.path, args.format.map(Format::from))?;
+    let info = info(&args.path, args.format.map(Format::from));
+    let info = info.map_err(|error| error.answered_by("--format "))?;
     if args.json {
         // Plain data always has a JSON form.
         output::print(&format!("{}\n", serde_json::to_string_pretty(&info).unwrap_or_default()));
@@ -192,13 +198,13 @@ fn in_words(info: &ImageInfo) -> String {
     let mut text = String::new();
     for layer in &info.layers {
         let head = if text.is_empty() { "image" } else { "backing file" };
-        text.push_str(&format!("{head:<13} {}\n", layer.path.display()));
+        text.push_str(&format!("{head:<13} {}\n", one_line(&layer.path.to_string_lossy())));
         for (name, value) in lines(layer) {
             text.push_str(&format!("  {name:<11} {value}\n"));
         }
     }
     if let Some(reason) = &info.broken {
-        text.push_str(&format!("backing file  cannot be used: {reason}\n"));
+        text.push_str(&format!("backing file  cannot be used: {}\n", one_line(reason)));
     }
     text
 }
@@ -242,7 +248,8 @@ fn in_units(bytes: u64) -> String {
     format!("{bytes} bytes")
 }
 
-fn copy(args: &ConvertArgs) -> Result<(), DiskError> {
+fn copy(args: &ConvertArgs, signals: &mut HeldSignals) -> Result<(), DiskError> {
+    signals.hold();
     let format = format_of(&args.target, args.format);
     let source = Image {
         path: args.source.clone(),
@@ -258,13 +265,54 @@ fn copy(args: &ConvertArgs) -> Result<(), DiskError> {
             last = Some(percent);
             output::print_error(&format!("\r{percent} %"));
         }
+        if signals.came() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     if shown && last.is_some() {
         output::print_error("\n");
     }
-    let bytes = result?;
+    let bytes = result.map_err(|error| error.answered_by("--source-format "))?;
     output::print(&format!("{}: {}, {}\n", args.target.display(), format.name(), in_units(bytes)));
     Ok(())
+}
+
+/// SIGINT, SIGTERM and SIGHUP, held back while an image is made: it is taken away before they are followed.
+#[derive(Default)]
+struct HeldSignals {
+    held: Option<(SignalFd, SigSet)>,
+    came: Option<Signal>,
+}
+
+impl HeldSignals {
+    /// From now on they wait. Where they cannot be made to wait, they kill us as ever.
+    fn hold(&mut self) {
+        let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
+        let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
+        if let Ok(fd) = SignalFd::with_flags(&signals, flags)
+            && let Ok(before) = signals.thread_swap_mask(SigmaskHow::SIG_BLOCK)
+        {
+            self.held = Some((fd, before));
+        }
+    }
+
+    /// Whether one of them has come.
+    fn came(&mut self) -> bool {
+        if let Some((fd, _)) = &self.held
+            && let Ok(Some(signal)) = fd.read_signal()
+        {
+            self.came = i32::try_from(signal.ssi_signo).ok().and_then(|number| Signal::try_from(number).ok());
+        }
+        self.came.is_some()
+    }
+}
+
+/// One that has come and was not asked for kills us now.
+impl Drop for HeldSignals {
+    fn drop(&mut self) {
+        if let Some((_, before)) = &self.held {
+            // The mask was valid before; there is nobody to tell.
+            let _ = before.thread_set_mask();
+        }
+    }
 }
 
 #[cfg(test)]

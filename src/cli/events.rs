@@ -3,7 +3,6 @@
 use clap::Args;
 
 use super::{SocketArgs, output};
-use crate::agent::chain::chain;
 use crate::agent::exit::Exit;
 use crate::status::client::Client;
 
@@ -12,7 +11,9 @@ Examples:
   nestling events
   nestling events --follow | jq -r 'select(.kind == \"state\").state'
 
-Each line is a JSON object with seq, time, ms (since the process began) and kind: state, stage, warning, ended.";
+Each line is a JSON object with seq, time, ms (since the process began) and kind: state, stage, warning, ended.
+
+Exit codes: 0 shown; 211 no VM answers on the socket; 212 too many clients follow the events.";
 
 /// Show what happened to the VM, one JSON object per line
 #[derive(Debug, Args)]
@@ -28,12 +29,5 @@ pub(super) struct EventsArgs {
 
 /// Runs the command.
 pub(super) fn run(args: &EventsArgs) -> Exit {
-    let socket = &args.instance.socket;
-    match super::block_on(socket, Client::new(socket).events(args.follow, output::write_out)) {
-        Ok(()) => Exit::Success,
-        Err(error) => {
-            output::complain(&chain(&error));
-            Exit::NoInstance
-        }
-    }
+    super::ask(Client::new(&args.instance.socket).events(args.follow, output::write_out))
 }

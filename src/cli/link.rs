@@ -1,23 +1,27 @@
 //! `nestling link`.
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, ValueEnum};
 
-use super::{SocketArgs, output};
-use crate::agent::chain::chain;
+use super::SocketArgs;
 use crate::agent::exit::Exit;
 use crate::status::client::Client;
 
 /// Plug the cable of a network interface in or out: the guest sees its carrier come or go, and so does the tap
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:
+#[command(after_help = concat!("Examples:
   nestling link 0 down
-  nestling link 0 up")]
-pub(super) struct LinkArgs {
-    /// Which interface, in the order of --net, from 0
-    #[arg(value_name = "N")]
-    interface: usize,
+  nestling link nestling0 up
 
-    /// In (up) or out (down)
+`nestling status` shows which interfaces the VM has.
+
+", client_exits!()))]
+pub(super) struct LinkArgs {
+    /// Which interface: its number in the order of --net, from 0, or the name of its tap
+    #[arg(value_name = "INTERFACE", value_parser = NonEmptyStringValueParser::new())]
+    interface: String,
+
+    /// Plugged in (up) or out (down)
     state: LinkState,
 
     #[command(flatten)]
@@ -32,13 +36,6 @@ enum LinkState {
 
 /// Runs the command.
 pub(super) fn run(args: &LinkArgs) -> Exit {
-    let socket = &args.instance.socket;
-    let client = Client::new(socket);
-    match super::block_on(socket, client.set_link(args.interface, args.state == LinkState::Up)) {
-        Ok(()) => Exit::Success,
-        Err(error) => {
-            output::complain(&chain(&error));
-            Exit::NoInstance
-        }
-    }
+    let client = Client::new(&args.instance.socket);
+    super::ask(client.set_link(&args.interface, args.state == LinkState::Up))
 }

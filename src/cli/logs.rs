@@ -3,7 +3,6 @@
 use clap::Args;
 
 use super::{SocketArgs, output};
-use crate::agent::chain::chain;
 use crate::agent::exit::Exit;
 use crate::status::client::Client;
 
@@ -16,7 +15,7 @@ Examples:
 The VM keeps the last 256 KiB (nestling run --console-history SIZE); what is older is gone, and how much that is goes to
 stderr. With --follow the command ends when the VM does.
 
-Exit codes: 0 shown; 211 no VM answers on the socket.";
+Exit codes: 0 shown; 211 no VM answers on the socket; 212 too many clients follow the console.";
 
 /// Show what the guest wrote to its console
 #[derive(Debug, Args)]
@@ -30,25 +29,21 @@ pub(super) struct LogsArgs {
     follow: bool,
 
     /// Begin with the last N lines; 0 shows only what comes
-    #[arg(long, short = 'n', value_name = "N")]
+    #[arg(long, short = 'n', value_name = "N", value_parser = lines)]
     tail: Option<usize>,
+}
+
+fn lines(text: &str) -> Result<usize, String> {
+    text.parse().map_err(|_| "write a number of lines, from 0 up".to_owned())
 }
 
 /// Runs the command.
 pub(super) fn run(args: &LogsArgs) -> Exit {
-    let socket = &args.instance.socket;
     let on_start = |missed: u64| {
         if missed > 0 {
             output::complain(&format!("the first {missed} bytes of the console are no longer kept"));
         }
     };
-    let client = Client::new(socket);
-    let shown = client.console_log(args.follow, args.tail, on_start, output::write_out);
-    match super::block_on(socket, shown) {
-        Ok(()) => Exit::Success,
-        Err(error) => {
-            output::complain(&chain(&error));
-            Exit::NoInstance
-        }
-    }
+    let client = Client::new(&args.instance.socket);
+    super::ask(client.console_log(args.follow, args.tail, on_start, output::write_out))
 }

@@ -1,11 +1,19 @@
 //! The command line: one file per subcommand.
 
+/// What the exit code of a command says that asks a VM for something.
+macro_rules! client_exits {
+    () => {
+        "Exit codes: 0 done; 201 a value that cannot be; 211 no VM answers on the socket; 212 the VM refused, and says why."
+    };
+}
+
 mod attach;
 mod disk;
 mod events;
 mod link;
 mod log;
 mod logs;
+mod manual;
 mod memory;
 mod output;
 mod pause;
@@ -15,13 +23,14 @@ mod run;
 mod status;
 mod stop;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 
+use crate::agent::chain::chain;
 use crate::agent::exit::Exit;
 use crate::backend::console::terminal;
 use crate::spec::config::DEFAULT_SOCKET;
@@ -49,10 +58,12 @@ enum Command {
     Attach(attach::AttachArgs),
     Stop(stop::StopArgs),
     Pause(pause::PauseArgs),
-    Link(link::LinkArgs),
     Resume(pause::ResumeArgs),
     Memory(memory::MemoryArgs),
+    Link(link::LinkArgs),
     Disk(disk::DiskArgs),
+    Completions(manual::CompletionsArgs),
+    Man(manual::ManArgs),
 }
 
 /// Which instance a command talks to.
@@ -64,14 +75,25 @@ struct SocketArgs {
 }
 
 /// Waits for an instance's answer.
-fn block_on<T>(
-    socket: &Path,
-    answer: impl Future<Output = Result<T, ClientError>>,
-) -> Result<T, ClientError> {
+fn block_on<T>(answer: impl Future<Output = Result<T, ClientError>>) -> Result<T, ClientError> {
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime.block_on(answer),
-        Err(error) => Err(ClientError::NoAnswer { socket: socket.to_owned(), reason: error.to_string() }),
+        Err(error) => Err(ClientError::Here(error)),
     }
+}
+
+/// Waits for an instance's answer, and says what went wrong if something did.
+fn ask(answer: impl Future<Output = Result<(), ClientError>>) -> Exit {
+    match block_on(answer) {
+        Ok(()) => Exit::Success,
+        Err(error) => complain_of(&error),
+    }
+}
+
+/// Says why there is no answer.
+fn complain_of(error: &ClientError) -> Exit {
+    output::complain(&chain(error));
+    Exit::from(error)
 }
 
 /// Parses the command line, runs one subcommand, and turns its result into the exit code.
@@ -104,6 +126,8 @@ impl Command {
             Self::Resume(args) => pause::resume(args).code(),
             Self::Memory(args) => memory::run(args).code(),
             Self::Disk(args) => disk::run(args).code(),
+            Self::Completions(args) => manual::completions(args).code(),
+            Self::Man(args) => manual::man(args).code(),
         }
     }
 }
@@ -121,7 +145,9 @@ fn explain_usage(error: &clap::Error) -> Exit {
             Exit::BadInput
         }
         _ => {
-            output::complain(text.strip_prefix("error: ").unwrap_or(&text).trim_end());
+            // Several lines, with a hint and the usage.
+            let text = text.strip_prefix("error: ").unwrap_or(&text).trim_end();
+            output::print_error(&format!("nestling: {text}\n"));
             Exit::BadInput
         }
     }

@@ -2,6 +2,8 @@
 
 use std::io::{self, Write};
 
+use crate::agent::chain::one_line;
+
 /// Prints text to stdout as it is.
 pub(super) fn print(text: &str) {
     let _ = write_out(text.as_bytes());
@@ -20,5 +22,5 @@ pub(super) fn print_error(text: &str) {
 
 /// Says in one sentence what went wrong.
 pub(super) fn complain(sentence: &str) {
-    print_error(&format!("nestling: {sentence}\n"));
+    print_error(&format!("nestling: {}\n", one_line(sentence)));
 }

@@ -2,13 +2,13 @@
 
 use clap::Args;
 
-use super::{SocketArgs, output};
-use crate::agent::chain::chain;
+use super::SocketArgs;
 use crate::agent::exit::Exit;
-use crate::status::client::{Client, ClientError};
+use crate::status::client::Client;
 
 /// Pause the VM: vCPUs and devices rest; returns when they do
 #[derive(Debug, Args)]
+#[command(after_help = client_exits!())]
 pub(super) struct PauseArgs {
     #[command(flatten)]
     instance: SocketArgs,
@@ -16,6 +16,7 @@ pub(super) struct PauseArgs {
 
 /// Let a paused VM go on
 #[derive(Debug, Args)]
+#[command(after_help = client_exits!())]
 pub(super) struct ResumeArgs {
     #[command(flatten)]
     instance: SocketArgs,
@@ -23,22 +24,10 @@ pub(super) struct ResumeArgs {
 
 /// Runs `nestling pause`.
 pub(super) fn pause(args: &PauseArgs) -> Exit {
-    let socket = &args.instance.socket;
-    ended(super::block_on(socket, Client::new(socket).pause()))
+    super::ask(Client::new(&args.instance.socket).pause())
 }
 
 /// Runs `nestling resume`.
 pub(super) fn resume(args: &ResumeArgs) -> Exit {
-    let socket = &args.instance.socket;
-    ended(super::block_on(socket, Client::new(socket).resume()))
-}
-
-fn ended(answer: Result<(), ClientError>) -> Exit {
-    match answer {
-        Ok(()) => Exit::Success,
-        Err(error) => {
-            output::complain(&chain(&error));
-            Exit::NoInstance
-        }
-    }
+    super::ask(Client::new(&args.instance.socket).resume())
 }

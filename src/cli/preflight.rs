@@ -3,19 +3,22 @@
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 
+use super::output;
+use crate::agent::chain::chain;
 use crate::preflight::{LiveHost, Preflight, Recorder, Style, to_json, to_text};
 
 /// The exit code when a recording could not be written.
 const EXIT_NOT_RECORDED: u8 = 1;
 
-/// Says whether a nested VM can run on this node and in this pod. Exit code 0: it can; 200: it cannot.
+/// Check whether a nested VM can run on this node and in this pod
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Exit codes: 0 it can; 200 it cannot; 1 the recording could not be written.")]
 pub(crate) struct PreflightArgs {
-    /// Print the report as one JSON object.
+    /// Print the report as one JSON object
     #[arg(long)]
     json: bool,
 
-    /// Also write what the checks looked at into DIR, for a bug report.
+    /// Also write what the checks looked at into DIR, for a bug report
     #[arg(long, value_name = "DIR")]
     record: Option<PathBuf>,
 }
@@ -38,9 +41,7 @@ pub(crate) fn run(args: &PreflightArgs) -> u8 {
     match recorder.write(dir, &origin) {
         Ok(()) => report.exit_code(),
         Err(error) => {
-            let cause =
-                std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
-            let _ = writeln!(std::io::stderr(), "nestling preflight: {error}{cause}");
+            output::complain(&format!("nothing can be recorded: {}", chain(&error)));
             EXIT_NOT_RECORDED
         }
     }

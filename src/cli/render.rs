@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use crate::status::model::{BalloonFacts, DeviceFacts, HostBackend, MemoryFacts, VcpuFacts};
-use crate::status::snapshot::{End, PlanSummary, StageReached, Status};
+use crate::status::plan::PlanSummary;
+use crate::status::snapshot::{End, StageReached, Status};
 
 /// Width of the labels.
 const LABEL: usize = 9;
@@ -26,6 +27,7 @@ pub(super) fn status(status: &Status) -> String {
         row(&mut page, "backend", &backend_text(backend));
     }
     row(&mut page, "plan", &plan_text(&status.plan));
+    device_rows(&mut page, &status.plan);
     row(&mut page, "stages", &stages_text(&status.stages));
     row(&mut page, "memory", &memory_text(&status.machine.memory));
     if let Some(balloon) = &status.machine.memory.balloon {
@@ -69,7 +71,55 @@ fn plan_text(plan: &PlanSummary) -> String {
         let _ = write!(text, " + {}", initrd.display());
     }
     let _ = write!(text, ", {} console", plan.console);
+    let others = [("balloon", plan.balloon), ("watchdog", plan.watchdog)];
+    for (name, _) in others.iter().filter(|(_, is_there)| *is_there) {
+        let _ = write!(text, ", {name}");
+    }
     text
+}
+
+/// One row per device of the plan: what the guest knows it by, then what is at the other end.
+fn device_rows(page: &mut String, plan: &PlanSummary) {
+    let readonly = |readonly: bool| if readonly { ", read-only" } else { "" };
+    for disk in &plan.disks {
+        let parts = disk
+            .partitions
+            .iter()
+            .map(|part| format!("{} {}{}", part.label, part.path.display(), readonly(part.readonly)));
+        let what = match &disk.path {
+            Some(path) => format!("{}{}", path.display(), readonly(disk.readonly)),
+            None => format!("partitions {}", parts.collect::<Vec<_>>().join("; ")),
+        };
+        row(page, "disk", &format!("{}, serial {}: {what}", disk.name, disk.serial));
+    }
+    for (index, net) in plan.nets.iter().enumerate() {
+        let tap = match (&net.tap, net.fd) {
+            (Some(tap), _) => format!("tap {tap}"),
+            (None, Some(fd)) => format!("the tap of descriptor {fd}"),
+            (None, None) => "a tap of its own".to_owned(),
+        };
+        let plural = if net.queues == 1 { "" } else { "s" };
+        row(page, "net", &format!("{index}, MAC {}: {tap}, {} queue pair{plural}", net.mac, net.queues));
+    }
+    for port in &plan.ports {
+        row(page, "port", &format!("/dev/virtio-ports/{}: {}", port.name, port.path.display()));
+    }
+    for share in &plan.shares {
+        let server = match (&share.dir, &share.socket) {
+            (Some(dir), _) => dir.display().to_string(),
+            (None, Some(socket)) => format!("the virtiofsd at {}", socket.display()),
+            (None, None) => continue,
+        };
+        row(page, "share", &format!("tag {}: {server}{}", share.tag, readonly(share.readonly)));
+    }
+    if let Some(vsock) = &plan.vsock {
+        let path = vsock.path.as_ref().map(|path| path.display().to_string());
+        row(
+            page,
+            "vsock",
+            &format!("cid {}: {}", vsock.cid, path.as_deref().unwrap_or("the node's AF_VSOCK")),
+        );
+    }
 }
 
 fn stages_text(stages: &[StageReached]) -> String {
@@ -82,7 +132,7 @@ fn stages_text(stages: &[StageReached]) -> String {
 
 fn memory_text(memory: &MemoryFacts) -> String {
     format!(
-        "{}, {} touched, {:.0} % of it in huge pages; {} beyond it",
+        "{}, the pod holds {} of it, {:.0} % in huge pages; Nestling itself {}",
         size(memory.size_bytes),
         size(memory.resident_bytes),
         memory.huge_share * 100.0,
@@ -114,7 +164,7 @@ pub(super) fn memory(status: &Status) -> String {
 
 fn balloon_text(balloon: &BalloonFacts) -> String {
     format!(
-        "{} for the guest, {} in the balloon, {} reported free so far",
+        "{} for the guest, {} in the balloon; free memory handed back since the start: {} in all",
         size(balloon.target_bytes),
         size(balloon.balloon_bytes),
         size(balloon.reported_bytes)
@@ -147,8 +197,8 @@ fn devices(page: &mut String, devices: &[DeviceFacts]) {
 
 fn device_detail(device: &DeviceFacts) -> String {
     let backend = device.backend.as_ref().map(|backend| format!("{backend}  ")).unwrap_or_default();
-    let counters = if device.counters.is_empty() { String::new() } else { counts(&device.counters) };
-    format!("{backend}{counters}").trim_end().to_owned()
+    let counters = device.counters.values().any(|count| *count > 0).then(|| counts(&device.counters));
+    format!("{backend}{}", counters.unwrap_or_default()).trim_end().to_owned()
 }
 
 /// `io 120, mmio 3`, the largest first.
@@ -191,6 +241,66 @@ mod tests {
         for (bytes, text) in [(0, "0.0 MiB"), (4_300_000, "4.1 MiB"), (256 << 20, "256 MiB")] {
             assert_eq!(size(bytes), text);
         }
+    }
+
+    #[test]
+    fn a_device_that_counted_nothing_has_an_empty_column() {
+        let counters = BTreeMap::from([("interrupts".to_owned(), 0)]);
+        let share = DeviceFacts { backend: Some("virtiofsd".into()), counters, ..DeviceFacts::default() };
+        assert_eq!(device_detail(&share), "virtiofsd");
+        assert_eq!(device_detail(&DeviceFacts::default()), "");
+    }
+
+    #[test]
+    fn every_device_of_the_plan_has_a_row_with_what_the_guest_knows_it_by() {
+        use crate::spec::plan::{
+            BalloonPlan, CmdlinePlan, ConsoleKind, DirectionPlan, DiskPlan, MachinePlan, NetPlan, PortPlan,
+            RngPlan, SharePlan, ShareServer, TapPlan, VhostPlan, VsockHost, VsockPlan,
+        };
+        let net = |tap| NetPlan {
+            tap,
+            mac: [2, 0, 0, 0xaa, 0, 1],
+            mtu: None,
+            queues: 2,
+            receive: DirectionPlan::default(),
+            transmit: DirectionPlan::default(),
+            vhost: VhostPlan::Off,
+        };
+        let plan = MachinePlan {
+            cpus: 2,
+            memory_bytes: 64 << 20,
+            kernel: "k".into(),
+            initrd: None,
+            cmdline: CmdlinePlan::Append(String::new()),
+            disks: vec![DiskPlan::image("/a".as_ref(), false), DiskPlan::image("/b".as_ref(), true)],
+            ports: vec![PortPlan { name: "agent".into(), path: "/p".into() }],
+            shares: vec![SharePlan { tag: "data".into(), server: ShareServer::Socket("/s".into()) }],
+            vsock: Some(VsockPlan { cid: 7, host: VsockHost::Kernel }),
+            nets: vec![net(TapPlan::New), net(TapPlan::Named("t1".into()))],
+            console: ConsoleKind::Virtio,
+            watchdog: true,
+            balloon: Some(BalloonPlan::default()),
+            rng: RngPlan::default(),
+        };
+        let (summary, mut page) = (PlanSummary::from(&plan), String::new());
+        device_rows(&mut page, &summary);
+        assert_eq!(plan_text(&summary), "2 vCPUs, 64 MiB, k, virtio console, balloon, watchdog");
+        let rows: Vec<_> =
+            page.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+        assert_eq!(
+            rows,
+            [
+                "disk vda, serial nestling-0: /a",
+                "disk vdb, serial nestling-1: /b, read-only",
+                "net 0, MAC 02:00:00:aa:00:01: a tap of its own, 2 queue pairs",
+                "net 1, MAC 02:00:00:aa:00:01: tap t1, 2 queue pairs",
+                "port /dev/virtio-ports/agent: /p",
+                "share tag data: the virtiofsd at /s",
+                "vsock cid 7: the node's AF_VSOCK",
+            ]
+        );
+        let json = serde_json::to_string(&summary).expect("JSON");
+        assert_eq!(serde_json::from_str::<PlanSummary>(&json).expect("reads"), summary);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::{log, output};
 use crate::agent;
 use crate::agent::chain::chain;
 use crate::agent::exit::Exit;
-use crate::spec::config::{Config, Given};
+use crate::spec::config::{Config, Given, LogFormat};
 use crate::spec::disk::DiskConfig;
 use crate::spec::error::SpecError;
 use crate::spec::net::NetConfig;
@@ -69,12 +69,12 @@ pub(super) struct RunArgs {
     cmdline_replace: Option<String>,
 
     /// vCPUs: 1 to 32, or auto for as many as this process may use [default: 1]
-    #[arg(long, value_name = "N|auto")]
+    #[arg(long, value_name = "N|auto", allow_negative_numbers = true)]
     cpus: Option<String>,
 
     /// Guest RAM, a multiple of 2 MiB from 32M up; K, M, G, T (also Mi, MiB, …) are powers of 1024, a plain number
     /// counts bytes [default: 256M]
-    #[arg(long, value_name = "SIZE|auto")]
+    #[arg(long, value_name = "SIZE|auto", allow_negative_numbers = true)]
     memory: Option<String>,
 
     /// A disk, repeatable; the first is the guest's vda. FILE, or `path=FILE`, or `partition=LABEL:FILE[:ro]` for each
@@ -94,12 +94,13 @@ pub(super) struct RunArgs {
     share: Vec<String>,
     /// Streams between programs of the guest and of the host: `cid=N,path=FILE`. The host's connect to the Unix socket FILE
     /// and say `CONNECT <port>`; the guest reaches `FILE_<port>` as that port of cid 2. Or `cid=N,vhost=true`: the node's
-    /// own AF_VSOCK, through /dev/vhost-vsock. Without `cid=` it is 3
+    /// own AF_VSOCK, through /dev/vhost-vsock, where N is no other VM's. With a FILE, `cid=` may be left out: then it is 3
     #[arg(long, value_name = "VSOCK")]
     vsock: Option<String>,
 
-    /// A network interface, repeatable; the first is the guest's eth0. `tap=NAME`, or `tap` for a new one; then
-    /// `,mac=…`, `,mtu=N`, `,queues=N`, `,vhost=on|off`, `,fd=N` and `,rx-bytes-per-second=SIZE` (also rx-packets, tx-…) if wanted
+    /// A network interface, repeatable: `tap` for a new tap, `tap=NAME` for one that is there, or `tap,fd=N` for an inherited
+    /// descriptor of one; then `,mac=…`, `,mtu=N`, `,queues=N`, `,vhost=on|off` and `,rx-bytes-per-second=SIZE` (also
+    /// rx-packets, tx-…) if wanted
     #[arg(long, value_name = "NET")]
     net: Vec<String>,
 
@@ -146,24 +147,45 @@ pub(super) struct RunArgs {
 
 /// Runs the command.
 pub(super) fn run(args: &RunArgs, clock: Clock) -> Exit {
-    let ended = plan(args)
-        .map_err(|error| EndReason::BadInput { detail: chain(&error) })
+    let mut format = args.log_format();
+    let ended = plan(args, &mut format)
+        .map_err(|error| agent::limits::name(EndReason::BadInput { detail: chain(&error) }))
         .and_then(|plan| agent::run::run(&plan, clock));
     ended.unwrap_or_else(|reason| {
-        output::complain(&reason.to_string());
+        complain(&reason, format);
         agent::run::refuse(&reason)
     })
 }
 
-/// The plan, with the log started in the form that was asked for.
-fn plan(args: &RunArgs) -> Result<RunPlan, SpecError> {
+/// Says why there was no VM, in the form of the log.
+fn complain(reason: &EndReason, format: LogFormat) {
+    match format {
+        LogFormat::Text => output::complain(&reason.to_string()),
+        LogFormat::Json => {
+            // A filter that is none has been refused by now, or is what is being said.
+            let _ = log::start(format);
+            tracing::error!(target: "nestling", "{reason}");
+        }
+    }
+}
+
+/// The plan, with the log started in the form that was asked for, which is put into `format`.
+fn plan(args: &RunArgs, format: &mut LogFormat) -> Result<RunPlan, SpecError> {
     let spec = args.spec.as_deref().map(yaml::read).transpose()?.unwrap_or_default();
+    if args.log_format.is_none() {
+        *format = spec.log_format().unwrap_or_default();
+    }
     let config = spec.overridden_by(args.to_config()?);
-    log::start(config.log_format()?);
+    log::start(config.log_format()?)?;
     config.resolve()
 }
 
 impl RunArgs {
+    /// The form of the log as the flag says it: what goes wrong before a spec is read is told in it too.
+    fn log_format(&self) -> LogFormat {
+        if self.log_format.as_deref() == Some("json") { LogFormat::Json } else { LogFormat::Text }
+    }
+
     fn to_config(&self) -> Result<Config, SpecError> {
         Ok(Config {
             kernel: given("--kernel", self.kernel.as_ref()),

@@ -3,7 +3,6 @@
 use clap::{Args, ValueEnum};
 
 use super::{SocketArgs, output, render};
-use crate::agent::chain::chain;
 use crate::agent::exit::Exit;
 use crate::status::client::{Client, ClientError};
 use crate::status::probe::Probe;
@@ -19,7 +18,8 @@ In a pod:
   startupProbe:
     exec: {command: [nestling, status, --probe, startup]}
 
-Exit codes: 0 answered, or the probe holds; 1 the probe does not hold; 211 no VM answers on the socket.";
+Exit codes: 0 answered, or the probe holds; 1 the probe does not hold; 211 no VM answers on the socket;
+212 the VM refused, and says why.";
 
 /// Show what the VM is doing
 #[derive(Debug, Args)]
@@ -62,15 +62,12 @@ impl From<Question> for Probe {
 pub(super) fn run(args: &StatusArgs) -> Exit {
     match ask(args) {
         Ok(status) => answer(args, &status),
-        Err(error) => {
-            output::complain(&chain(&error));
-            Exit::NoInstance
-        }
+        Err(error) => super::complain_of(&error),
     }
 }
 
 fn ask(args: &StatusArgs) -> Result<Status, ClientError> {
-    super::block_on(&args.instance.socket, Client::new(&args.instance.socket).status())
+    super::block_on(Client::new(&args.instance.socket).status())
 }
 
 fn answer(args: &StatusArgs, status: &Status) -> Exit {

@@ -2,13 +2,13 @@
 
 use clap::Args;
 
-use super::{SocketArgs, output};
-use crate::agent::chain::chain;
+use super::SocketArgs;
 use crate::agent::exit::Exit;
 use crate::status::client::Client;
 
 /// Stop the VM in order, as SIGTERM does; returns when the request is accepted
 #[derive(Debug, Args)]
+#[command(after_help = client_exits!())]
 pub(super) struct StopArgs {
     #[command(flatten)]
     instance: SocketArgs,
@@ -16,12 +16,5 @@ pub(super) struct StopArgs {
 
 /// Runs the command.
 pub(super) fn run(args: &StopArgs) -> Exit {
-    let socket = &args.instance.socket;
-    match super::block_on(socket, Client::new(socket).stop()) {
-        Ok(()) => Exit::Success,
-        Err(error) => {
-            output::complain(&chain(&error));
-            Exit::NoInstance
-        }
-    }
+    super::ask(Client::new(&args.instance.socket).stop())
 }

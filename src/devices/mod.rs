@@ -9,6 +9,7 @@
 
 pub mod bus;
 pub mod complaints;
+pub mod eventfd;
 pub mod pci;
 pub mod platform;
 pub mod rate_limit;

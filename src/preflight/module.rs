@@ -28,7 +28,7 @@ pub(super) fn check(
     let listing = host.list(MODULES, "kvm");
     let readable = listing.is_ok();
     let present: Vec<String> =
-        listing.unwrap_or_default().into_iter().filter(|name| name.starts_with("kvm_")).collect();
+        listing.unwrap_or_default().into_iter().filter(|name| is_kvm_module(name)).collect();
     let facts = ModuleFacts { name: choose(&present, cpu.extension), registered: registered(host, device) };
     match (&facts.name, cpu.extension) {
         (Some(name), _) if is_hardware(name) => hardware_module(name, &facts, cpu, findings),
@@ -49,6 +49,12 @@ pub(super) fn check(
         }
     }
     facts
+}
+
+/// The kernel's names of modules are words; anything else under that directory is not repeated to a terminal.
+fn is_kvm_module(name: &str) -> bool {
+    let is_word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    name.starts_with("kvm_") && name.bytes().all(is_word)
 }
 
 fn is_hardware(name: &str) -> bool {
@@ -150,6 +156,14 @@ fn other_backend(name: &str, extension: Option<Extension>) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_that_no_module_has_is_left_out() {
+        assert!(is_kvm_module("kvm_intel") && is_kvm_module("kvm_pvm2"));
+        for name in ["kvm", "kvm_\u{7f}", "kvm_\n", "kvm_ä", "kvm_/x"] {
+            assert!(!is_kvm_module(name), "{name:?}");
+        }
+    }
 
     fn chosen(present: &[&str], extension: Option<Extension>) -> Option<String> {
         choose(&present.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>(), extension)

@@ -38,7 +38,7 @@ pub struct Answers {
 #[derive(Debug, thiserror::Error)]
 pub enum TreeError {
     /// A file or directory of the tree.
-    #[error("recorded tree: {}", path.display())]
+    #[error("{}", path.display())]
     Io {
         /// Which one.
         path: PathBuf,
@@ -46,7 +46,7 @@ pub enum TreeError {
         source: std::io::Error,
     },
     /// `host.json` is not what it should be.
-    #[error("recorded tree: {}", path.display())]
+    #[error("{}", path.display())]
     Json {
         /// Which file.
         path: PathBuf,

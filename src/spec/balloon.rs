@@ -29,6 +29,10 @@ pub(super) fn parse(text: &str) -> Result<Option<BalloonPlan>, Problem> {
         *field = match value {
             "on" | "true" => true,
             "off" | "false" => false,
+            _ if key == "state" => {
+                let words = "it is on or off; how much memory the guest should do with is told while it runs, by `nestling memory SIZE`";
+                return Err(refuse(words.to_owned()));
+            }
             _ => return Err(refuse(format!("`{key}` is on or off, not `{value}`"))),
         };
     }
@@ -62,7 +66,8 @@ mod tests {
     fn what_cannot_be_read_says_which_part() {
         for (text, part) in [
             ("", "on or off"),
-            ("128M", "on or off, not `128M`"),
+            ("128M", "by `nestling memory SIZE`"),
+            ("on,deflate-on-oom=1", "`deflate-on-oom` is on or off, not `1`"),
             ("on,deflate-on-oom", "`deflate-on-oom` has no value"),
             ("on,free-page-report=on", "did you mean `free-page-reporting`"),
             ("off,deflate-on-oom=on", "no other keys"),

@@ -66,15 +66,13 @@ pub enum Problem {
         text: String,
     },
     /// A history too short to be of use, or too long to be in our memory.
-    #[error(
-        "{text} of console history is out of range: write 4K to 64M (a number without a unit counts bytes)"
-    )]
+    #[error("{text} of console history is out of range: write 4K to 64M{}", unit_hint(text))]
     ConsoleHistory {
         /// What was written.
         text: String,
     },
     /// Less RAM than any guest boots with.
-    #[error("{text} is too little memory: the least is 32M (a number without a unit counts bytes)")]
+    #[error("{text} is too little memory: the least is 32M{}", unit_hint(text))]
     MemoryTooSmall {
         /// What was written.
         text: String,
@@ -171,7 +169,9 @@ pub enum Problem {
     )]
     TwoCmdlines,
     /// A disk description that cannot be read.
-    #[error("`{text}` does not describe a disk: {reason}, as in path=/data/disk.img,readonly=true")]
+    #[error(
+        "`{text}` does not describe a disk: {reason}; write for example path=/data/disk.img,readonly=true"
+    )]
     Disk {
         /// What was written.
         text: String,
@@ -179,7 +179,7 @@ pub enum Problem {
         reason: String,
     },
     /// Another device's description that cannot be read.
-    #[error("`{text}` does not describe {what}: {reason}, as in {example}")]
+    #[error("`{text}` does not describe {what}: {reason}; write for example {example}")]
     Device {
         /// What was written.
         text: String,
@@ -198,26 +198,46 @@ pub enum Problem {
         /// What is wrong, with the mend.
         reason: String,
     },
-    /// A port description that cannot be used.
-    #[error("`{text}` does not describe a port: {reason}, as in name=agent,path=/run/nestling/agent.sock")]
+    /// A value of a port that cannot be.
+    #[error("the port{port}: {reason}")]
+    PortValue {
+        /// Its name, after a space.
+        port: String,
+        /// What is wrong, with the mend.
+        reason: String,
+    },
+    /// A port description that cannot be read.
+    #[error(
+        "`{text}` does not describe a port: {reason}; write for example name=agent,path=/run/nestling/agent.sock"
+    )]
     Port {
         /// What was written.
         text: String,
         /// What is wrong.
         reason: String,
     },
-    /// A share description that cannot be used.
-    #[error("a share cannot be this way: {reason}; write for example tag=data,dir=/srv/data")]
+    /// A share that cannot be.
+    #[error("the share{share}: {reason}; write for example tag=data,dir=/srv/data")]
     Share {
+        /// Its tag, after a space.
+        share: String,
         /// What is wrong.
         reason: String,
     },
     /// A vsock description that cannot be read.
-    #[error("`{text}` does not describe a vsock device: {reason}, as in cid=3,path=/run/nestling/vm.vsock")]
+    #[error(
+        "`{text}` does not describe a vsock device: {reason}; write for example cid=3,path=/run/nestling/vm.vsock"
+    )]
     Vsock {
         /// What was written.
         text: String,
         /// What is wrong.
+        reason: String,
+    },
+    /// A vsock device that cannot be.
+    #[error("the vsock device {reason}")]
+    VsockValue {
+        /// What is wrong, with the mend.
         reason: String,
     },
     /// A number that a vsock device cannot have.
@@ -244,7 +264,9 @@ pub enum Problem {
         length: usize,
     },
     /// A description of a network interface that cannot be read.
-    #[error("`{text}` does not describe a network interface: {reason}, as in tap=tap0,mac=02:00:00:00:00:01")]
+    #[error(
+        "`{text}` does not describe a network interface: {reason}; write for example tap=tap0,mac=02:00:00:00:00:01"
+    )]
     Net {
         /// What was written.
         text: String,
@@ -252,7 +274,7 @@ pub enum Problem {
         reason: String,
     },
     /// A network interface that cannot be had.
-    #[error("the network interface cannot be had: {reason}")]
+    #[error("{reason}")]
     NetValue {
         /// What is wrong, and its mend.
         reason: String,
@@ -281,4 +303,13 @@ pub enum Problem {
         /// Why.
         reason: String,
     },
+}
+
+/// What to tell who wrote `256` and meant megabytes; who wrote a unit knows.
+fn unit_hint(text: &str) -> &'static str {
+    if text.trim().bytes().all(|byte| byte.is_ascii_digit()) && text.trim() != "0" {
+        " (a number without a unit counts bytes)"
+    } else {
+        ""
+    }
 }

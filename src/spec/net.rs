@@ -32,6 +32,9 @@ pub(super) const KEYS: [&str; 16] = [
 
 /// The modes there will be; `tap` is there.
 const LATER: [&str; 4] = ["pod-ip", "nat", "user", "none"];
+/// What there is today.
+const AVAILABLE: &str = "today an interface is a tap, so write `tap` for a new one or tap=NAME for yours, and route or bridge it \
+     in the pod; without --net the guest has no network";
 /// The most queue pairs, as many as vCPUs.
 const MAX_QUEUES: u16 = 32;
 /// The least MTU of IPv4 (RFC 791), and the most a tap has.
@@ -164,11 +167,11 @@ impl NetConfig {
         match self.mode.as_deref() {
             Some("tap") => {}
             Some(mode) if LATER.contains(&mode) => {
-                return Err(format!("mode={mode} is not there yet: the mode there is, is tap"));
+                return Err(format!("mode={mode} is planned and not there yet: {AVAILABLE}"));
             }
-            Some(mode) => return Err(format!("there is no mode `{mode}`: the mode there is, is tap")),
+            Some(mode) => return Err(format!("there is no mode `{mode}`: {AVAILABLE}")),
             None if self.tap.is_none() => {
-                return Err("it has no mode: write mode=tap, or tap=NAME".to_owned());
+                return Err(format!("the interface has no kind: {AVAILABLE}"));
             }
             None => {}
         }
@@ -315,10 +318,10 @@ mod tests {
     #[test]
     fn what_cannot_be_read_says_which_part() {
         for (text, part) in [
-            ("nat", "mode=nat is not there yet: the mode there is, is tap"),
-            ("pod-ip", "mode=pod-ip is not there yet"),
+            ("nat", "mode=nat is planned and not there yet: today an interface is a tap, so write `tap`"),
+            ("pod-ip", "mode=pod-ip is planned"),
             ("bridge", "no mode `bridge`"),
-            ("mac=02:00:00:00:00:01", "it has no mode"),
+            ("mac=02:00:00:00:00:01", "the interface has no kind: today"),
             ("tap=t0,name=t1", "exclude each other"),
             ("tap=sixteen-letters-", "1 to 15 bytes"),
             ("tap=a/b", "1 to 15 bytes"),

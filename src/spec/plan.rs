@@ -128,7 +128,12 @@ pub enum DiskSource {
         follow_backing: bool,
     },
     /// In several raw images, which are the partitions of one disk.
-    Partitions(Vec<PartitionPlan>),
+    Partitions {
+        /// The images, in order.
+        partitions: Vec<PartitionPlan>,
+        /// `format=raw` was said: they are raw images, whatever they begin with.
+        said_raw: bool,
+    },
 }
 
 /// One partition of a composite disk.
@@ -197,16 +202,25 @@ impl DiskPlan {
         }
     }
 
-    /// The image, or that of the first partition.
+    /// The serial number of disk number `index`.
     #[must_use]
-    pub fn path(&self) -> &Path {
-        match &self.source {
-            DiskSource::Image { path, .. } => path,
-            DiskSource::Partitions(partitions) => {
-                partitions.first().map_or(Path::new(""), |first| &first.path)
-            }
+    pub fn serial_of(&self, index: usize) -> String {
+        self.serial.clone().unwrap_or_else(|| format!("nestling-{index}"))
+    }
+}
+
+/// Linux's name of virtio disk number `index`: `vda` to `vdz`, `vdaa` and so on.
+#[must_use]
+pub fn linux_disk_name(mut index: usize) -> String {
+    let mut name = String::new();
+    loop {
+        name.insert(0, char::from(b'a' + (index % 26) as u8));
+        match (index / 26).checked_sub(1) {
+            Some(rest) => index = rest,
+            None => break,
         }
     }
+    format!("vd{name}")
 }
 
 /// One named character port.

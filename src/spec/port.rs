@@ -29,7 +29,7 @@ impl PortConfig {
     /// Reads `--port`'s value. Its first part may be a name alone.
     ///
     /// # Errors
-    /// When a key is unknown, repeated or has no value.
+    /// When a key is unknown, repeated or has no value, or name or path is missing.
     pub fn parse(text: &str) -> Result<Self, Problem> {
         let refuse = |reason: String| Problem::Port { text: text.to_owned(), reason };
         let mut port = Self::default();
@@ -40,6 +40,12 @@ impl PortConfig {
                 _ => return Err(refuse(super::yaml::unknown_key(key, &KEYS))),
             }
         }
+        if port.name.is_empty() {
+            return Err(refuse("it has no name".to_owned()));
+        }
+        if port.path.as_os_str().is_empty() {
+            return Err(refuse("it has no path".to_owned()));
+        }
         Ok(port)
     }
 
@@ -48,17 +54,20 @@ impl PortConfig {
         let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
         let path_bytes = self.path.as_os_str().len();
         if self.name.is_empty() {
-            Some("it has no name".to_owned())
+            Some("its name is empty: the guest finds it by that".to_owned())
         } else if self.name.len() > MAX_NAME || !self.name.chars().all(is_plain) || self.name.starts_with('.')
         {
             Some(format!(
                 "a name is at most {MAX_NAME} letters, digits, `.`, `_` and `-`, and begins with no dot"
             ))
         } else if self.path.file_name().is_none() {
-            Some("it has no path".to_owned())
+            Some(format!(
+                "its path `{}` names no file: give a path such as /run/nestling/agent.sock",
+                self.path.display()
+            ))
         } else if path_bytes > MAX_SOCKET_PATH {
             Some(format!(
-                "its path has {path_bytes} bytes, and a Unix socket's has at most {MAX_SOCKET_PATH}"
+                "its path has {path_bytes} bytes, and a Unix socket's has at most {MAX_SOCKET_PATH}: choose a shorter one"
             ))
         } else {
             None
@@ -73,16 +82,16 @@ pub(super) fn plan(ports: &[Given<PortConfig>]) -> Result<Vec<PortPlan>, SpecErr
         let before = ports.get(..index).unwrap_or_default();
         let reason = given.value.fault().or_else(|| {
             if before.iter().any(|other| other.value.name == *name) {
-                Some("another port has the same name".to_owned())
+                Some("another port has the same name: give this one its own".to_owned())
             } else if before.iter().any(|other| other.value.path == *path) {
-                Some("another port has the same path".to_owned())
+                Some("another port has the same path: give this one its own".to_owned())
             } else {
                 (index >= MAX_PORTS).then(|| format!("a VM has at most {MAX_PORTS} ports"))
             }
         });
         if let Some(reason) = reason {
-            let text = format!("name={name},path={}", path.display());
-            return Err(given.refuse(Problem::Port { text, reason }));
+            let port = if name.is_empty() { String::new() } else { format!(" `{name}`") };
+            return Err(given.refuse(Problem::PortValue { port, reason }));
         }
     }
     let plan = |given: &Given<PortConfig>| PortPlan {
@@ -119,8 +128,8 @@ mod tests {
         let name = format!("{},path=/a", "x".repeat(65));
         for (texts, part) in [
             (vec!["path=/a"], "no name"),
-            (vec!["a"], "no path"),
-            (vec!["a,path=/"], "no path"),
+            (vec!["a"], "`a` does not describe a port: it has no path; write for example name=agent,path="),
+            (vec!["a,path=/"], "--port: the port `a`: its path `/` names no file"),
             (vec!["a/b,path=/a"], "letters, digits"),
             (vec!["..,path=/a"], "no dot"),
             (vec![name.as_str()], "at most 64"),

@@ -82,6 +82,10 @@ fn memory_is_huge_pages_within_the_host() {
         let message = check_memory(&flag(text), host).expect_err(text).to_string();
         assert!(message.contains(wanted), "{text}: {message}");
     }
+    for text in ["31M", "1024K", "0"] {
+        let message = check_memory(&flag(text), host).expect_err(text).to_string();
+        assert!(message.ends_with("the least is 32M"), "{text} has its unit: {message}");
+    }
 }
 
 #[test]
@@ -115,6 +119,6 @@ fn a_balloon_and_a_limit_are_read_and_refused_where_they_were_typed() {
     assert_eq!((plan.balloon, plan.rng.bytes_per_second), (None, Some(1024)));
     for refused in [with(Some(flag("maybe")), None), with(None, Some(flag("0")))] {
         let text = refused.expect_err("refused").to_string();
-        assert!(text.starts_with("--x: `") && text.contains(", as in "), "{text}");
+        assert!(text.starts_with("--x: `") && text.contains("; write for example "), "{text}");
     }
 }

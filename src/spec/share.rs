@@ -37,7 +37,7 @@ impl ShareConfig {
     /// # Errors
     /// When a key is unknown, repeated or has no value.
     pub fn parse(text: &str) -> Result<Self, Problem> {
-        let refuse = |reason: String| Problem::Share { reason };
+        let refuse = |reason: String| Problem::Share { share: format!(" `{text}`"), reason };
         let mut share = Self::default();
         for (key, value) in options::pairs(text, "tag").map_err(refuse)? {
             match key {
@@ -88,19 +88,20 @@ impl ShareConfig {
 pub(super) fn plans(shares: &[Given<ShareConfig>]) -> Result<Vec<SharePlan>, SpecError> {
     let mut plans: Vec<SharePlan> = Vec::new();
     for given in shares {
-        let refuse = |reason: String| given.refuse(Problem::Share { reason });
         let tag = given.value.tag.clone();
+        let share = if tag.is_empty() { String::new() } else { format!(" `{tag}`") };
+        let refuse = |reason: String| given.refuse(Problem::Share { share: share.clone(), reason });
         if tag.is_empty() {
             return Err(refuse("it has no `tag`".to_owned()));
         }
-        if tag.len() > MAX_TAG || tag.contains('\0') {
-            return Err(refuse(format!(
-                "the tag `{tag}` has {} bytes, and a tag has at most {MAX_TAG}",
-                tag.len()
-            )));
+        if tag.contains('\0') {
+            return Err(refuse("its `tag` has a zero byte in it".to_owned()));
+        }
+        if tag.len() > MAX_TAG {
+            return Err(refuse(format!("its tag has {} bytes, and a tag has at most {MAX_TAG}", tag.len())));
         }
         if plans.iter().any(|other| other.tag == tag) {
-            return Err(refuse(format!("two shares have the tag `{tag}`")));
+            return Err(refuse("another share has the same tag".to_owned()));
         }
         let server = given.value.server().map_err(refuse)?;
         if let ShareServer::Directory { path, .. } = &server {
@@ -145,7 +146,7 @@ mod tests {
             (&["tag=a,dir=/tmp,cache=most"], "auto, never or always"),
             (&["tag=a,dir=/tmp,readonly=yes"], "true or false"),
             (&["tag=a,dir=/tmp,tags=b"], "did you mean `tag`"),
-            (&["tag=a,dir=/tmp", "tag=a,dir=/"], "two shares have the tag `a`"),
+            (&["tag=a,dir=/tmp", "tag=a,dir=/"], "the share `a`: another share has the same tag; write"),
             (&["tag=a,dir=/no/such/directory"], "/no/such/directory cannot be opened: No such file"),
             (&["tag=a,dir=/dev/null"], "/dev/null is a character device: give a directory"),
             (&[&long], "37 bytes"),

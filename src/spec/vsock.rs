@@ -39,7 +39,7 @@ impl VsockConfig {
     /// Reads `--vsock`'s value. Its first part may be a path alone.
     ///
     /// # Errors
-    /// When a key is unknown, repeated or has no value, or the path is missing.
+    /// When a key is unknown, repeated or has no value.
     pub fn parse(text: &str) -> Result<Self, Problem> {
         let refuse = |reason: String| Problem::Vsock { text: text.to_owned(), reason };
         let mut vsock = Self::default();
@@ -55,12 +55,31 @@ impl VsockConfig {
                 _ => return Err(refuse(super::yaml::unknown_key(key, &KEYS))),
             }
         }
-        match (vsock.path.as_os_str().is_empty(), vsock.vhost) {
-            (true, false) => Err(refuse("it has no path".to_owned())),
-            (false, true) => {
-                Err(refuse("with `vhost` the node's AF_VSOCK is the other end: it has no path".to_owned()))
-            }
-            _ => Ok(vsock),
+        Ok(vsock)
+    }
+
+    /// Which keys are missing or exclude each other, if any are.
+    fn fault(&self) -> Option<String> {
+        let cid = self.cid.as_deref().unwrap_or("3");
+        match (self.path.as_os_str().is_empty(), self.vhost) {
+            (true, false) => Some(format!(
+                "has no path: write cid={cid},path=/run/nestling/vm.vsock for Unix sockets, or cid=N,vhost=true for the node's AF_VSOCK"
+            )),
+            (false, true) => Some(format!(
+                "has a path and vhost=true, which exclude each other: write cid={cid},path={} for Unix sockets, or \
+                 cid={cid},vhost=true for the node's AF_VSOCK",
+                self.path.display()
+            )),
+            (true, true) if self.cid.is_none() => Some(
+                "has no cid: with vhost=true all VMs of the node share one set of cids, so give it one that no other has, \
+                 for example cid=7,vhost=true"
+                    .to_owned(),
+            ),
+            (true, true) if self.connections.is_some() => Some(
+                "has `connections` and vhost=true: the node's kernel has no such limit, so leave `connections` out"
+                    .to_owned(),
+            ),
+            _ => None,
         }
     }
 }
@@ -68,6 +87,9 @@ impl VsockConfig {
 /// Checks what was said.
 pub(super) fn plan(given: &Given<VsockConfig>) -> Result<VsockPlan, SpecError> {
     let vsock = &given.value;
+    if let Some(reason) = vsock.fault() {
+        return Err(given.refuse(Problem::VsockValue { reason }));
+    }
     let number = |text: &Option<String>, default: u32, least: u32, most: u32, what: &'static str| match text {
         None => Ok(default),
         Some(text) => match text.parse() {
@@ -128,15 +150,20 @@ mod tests {
     fn what_cannot_be_used_says_why_and_what_to_write() {
         let long = "p".repeat(97);
         for (text, wanted) in [
-            ("cid=3", "`cid=3` does not describe a vsock device: it has no path, as in"),
+            ("cid=5", "--vsock: the vsock device has no path: write cid=5,path=/run/nestling/vm.vsock for"),
             ("path=/,cid=3", "no file name"),
             ("path=v,cid=2", "--vsock: `2` is not a guest's cid: write 3 to 4294967294"),
             ("path=v,cid=4294967295", "write 3 to 4294967294"),
             ("path=v,cid=-1", "write 3 to 4294967294"),
             ("path=v,connections=0", "`0` is not a number of connections: write 1 to 65536"),
-            ("path=v,paths=5", "there is no key `paths`: did you mean `path`?"),
+            ("path=v,paths=5", "there is no key `paths` (did you mean `path`?)"),
             ("path=v,cid", "`cid` has no value"),
-            ("path=v,vhost=true", "it has no path"),
+            (
+                "cid=7,vhost=true,path=v",
+                "exclude each other: write cid=7,path=v for Unix sockets, or cid=7,vhost=true",
+            ),
+            ("vhost=true", "has no cid: with vhost=true all VMs of the node share one set"),
+            ("cid=7,vhost=true,connections=9", "leave `connections` out"),
             ("vhost=1", "true or false"),
             (long.as_str(), "has 97 bytes, and at most 96"),
         ] {

@@ -243,7 +243,13 @@ fn plain(message: &str) -> String {
         "expected mapping start" => "`key: value` lines are expected here".to_owned(),
         "expected sequence start" => "a list is expected here, each entry after a dash".to_owned(),
         "invalid boolean" => "true or false is expected here".to_owned(),
-        other => other.to_owned(),
+        other => match (other.strip_prefix("missing field "), other.strip_prefix("duplicate mapping key ")) {
+            (Some(key), _) => format!("the key {key} is missing here"),
+            (_, Some(rest)) => {
+                format!("the key {} is there twice", rest.trim_end_matches(" is not allowed here"))
+            }
+            (None, None) => other.to_owned(),
+        },
     }
 }
 
@@ -255,7 +261,7 @@ pub(super) fn unknown_key(key: &str, known: &[&str]) -> String {
         .filter(|(likeness, _)| *likeness > 0.7)
         .max_by(|a, b| a.0.total_cmp(&b.0));
     match nearest {
-        Some((_, meant)) => format!("there is no key `{key}`: did you mean `{meant}`?"),
+        Some((_, meant)) => format!("there is no key `{key}` (did you mean `{meant}`?)"),
         None => format!("there is no key `{key}`: the keys are {}", known.join(", ")),
     }
 }

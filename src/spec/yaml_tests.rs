@@ -73,22 +73,22 @@ fn every_key_of_the_list_is_a_key_of_the_file() {
 #[test]
 fn bad_yaml_is_refused_with_line_and_column() {
     for (text, wanted) in [
-        ("kernel: /a\nkernle: /b\n", "vm.yaml:2:1: there is no key `kernle`: did you mean `kernel`?"),
+        ("kernel: /a\nkernle: /b\n", "vm.yaml:2:1: there is no key `kernle` (did you mean `kernel`?)"),
         ("ram: 1Gi\n", "vm.yaml:1:1: there is no key `ram`"),
         ("zzz: 1\n", "the keys are kernel, initrd"),
         (
             "disk:\n  - path: /a\n    read-only: true\n",
-            "vm.yaml:3:5: there is no key `read-only`: did you mean `readonly`?",
+            "vm.yaml:3:5: there is no key `read-only` (did you mean `readonly`?)",
         ),
         (
             "disk:\n  - partitions:\n    - labl: a\n",
-            "vm.yaml:3:7: there is no key `labl`: did you mean `label`?",
+            "vm.yaml:3:7: there is no key `labl` (did you mean `label`?)",
         ),
-        ("disk:\n  - partitions:\n    - label: a\n", "vm.yaml:3:7: missing field `path`"),
-        ("net:\n  - tap: t0\n    mak: 1\n", "vm.yaml:3:5: there is no key `mak`: did you mean `mac`?"),
+        ("disk:\n  - partitions:\n    - label: a\n", "vm.yaml:3:7: the key `path` is missing here"),
+        ("net:\n  - tap: t0\n    mak: 1\n", "vm.yaml:3:5: there is no key `mak` (did you mean `mac`?)"),
         ("disk: /a\n", "vm.yaml:1:7: a list is expected here"),
         ("kernel:\n  - a\n", "vm.yaml:2:3: a single value is expected here"),
-        ("kernel: a\nkernel: b\n", "vm.yaml:2:1: duplicate mapping key `kernel`"),
+        ("kernel: a\nkernel: b\n", "vm.yaml:2:1: the key `kernel` is there twice"),
         ("kernel: [a\n", "vm.yaml:1:9: "),
         ("cmdline: 'x\n", "vm.yaml:1:10: unclosed quote"),
         ("kernel: b: c\n", "vm.yaml:1:10: mapping values are not allowed in this context"),

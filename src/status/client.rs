@@ -1,6 +1,7 @@
 //! The other end of the status socket: what `nestling status`, `events` and `stop` speak with.
 
 use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use hyper::upgrade::Upgraded;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::console;
 use super::snapshot::Status;
@@ -21,6 +22,8 @@ use crate::backend::console::WindowSize;
 
 /// An instance that does not answer a question within this time is as good as none.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long to wait when there are more clients than the socket's queue holds.
+const CONNECT_AGAIN: Duration = Duration::from_millis(20);
 /// The longest answer we take.
 const MAX_ANSWER_BYTES: usize = 4 << 20;
 
@@ -46,7 +49,15 @@ pub enum ClientError {
         /// Why, in words.
         reason: String,
     },
-    /// The instance refused.
+    /// What was asked for is none of what can be: another value may be.
+    #[error("the VM on {} cannot take that: {reason}", socket.display())]
+    BadValue {
+        /// The socket.
+        socket: PathBuf,
+        /// The instance's own words.
+        reason: String,
+    },
+    /// The instance cannot do it now, or not at all, or failed at it.
     #[error("the VM on {} refused: {reason}", socket.display())]
     Refused {
         /// The socket.
@@ -54,6 +65,9 @@ pub enum ClientError {
         /// The instance's own words.
         reason: String,
     },
+    /// This process cannot ask at all.
+    #[error("this command cannot ask the VM: {0}")]
+    Here(io::Error),
 }
 
 /// Talks to the instance on one socket; a connection per question.
@@ -94,12 +108,12 @@ impl<'a> Client<'a> {
         self.ask(Method::POST, "/v1/pause").await.map(|_| ())
     }
 
-    /// Plugs the cable of network interface number `interface` in or out.
+    /// Plugs the cable of a network interface in or out; `interface` is its number or its tap's name.
     ///
     /// # Errors
     /// See [`ClientError`].
-    pub async fn set_link(&self, interface: usize, up: bool) -> Result<(), ClientError> {
-        let end = if up { "up" } else { "down" };
+    pub async fn set_link(&self, interface: &str, up: bool) -> Result<(), ClientError> {
+        let (interface, end) = (path_segment(interface), if up { "up" } else { "down" });
         self.ask(Method::POST, &format!("/v1/net/{interface}/{end}")).await.map(|_| ())
     }
 
@@ -247,7 +261,7 @@ impl<'a> Client<'a> {
         headers: &[(HeaderName, &str)],
         body: Bytes,
     ) -> Result<Response<Incoming>, ClientError> {
-        let stream = UnixStream::connect(self.socket).await.map_err(|error| self.no_instance(&error))?;
+        let stream = self.connect().await.map_err(|error| self.no_instance(&error))?;
         let request = Request::builder().method(method).uri(path).header("host", "nestling");
         let request = headers
             .iter()
@@ -261,6 +275,16 @@ impl<'a> Client<'a> {
         sender.send_request(request).await.map_err(|error| self.no_answer(error.to_string()))
     }
 
+    /// Connects; a queue that is full has room again as soon as the instance has a moment.
+    async fn connect(&self) -> io::Result<UnixStream> {
+        loop {
+            match UnixStream::connect(self.socket).await {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(CONNECT_AGAIN).await,
+                connected => return connected,
+            }
+        }
+    }
+
     /// A response of success, or the instance's own words of refusal.
     async fn accepted(&self, response: Response<Incoming>) -> Result<Response<Incoming>, ClientError> {
         let code = response.status();
@@ -271,7 +295,13 @@ impl<'a> Client<'a> {
         let words = serde_json::from_slice::<serde_json::Value>(&body).ok();
         let error = words.as_ref().and_then(|words| words.get("error")?.as_str());
         let reason = error.map_or_else(|| format!("HTTP {code}"), str::to_owned);
-        Err(ClientError::Refused { socket: self.socket.to_owned(), reason })
+        let socket = self.socket.to_owned();
+        Err(match code {
+            StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE => {
+                ClientError::BadValue { socket, reason }
+            }
+            _ => ClientError::Refused { socket, reason },
+        })
     }
 
     async fn whole_body(&self, response: Response<Incoming>) -> Result<Bytes, ClientError> {
@@ -282,13 +312,35 @@ impl<'a> Client<'a> {
     fn no_instance(&self, error: &io::Error) -> ClientError {
         let reason = match error.kind() {
             io::ErrorKind::NotFound => "there is no such socket".to_owned(),
+            io::ErrorKind::ConnectionRefused if !self.is_socket() => "that is no socket".to_owned(),
             io::ErrorKind::ConnectionRefused => "its process is gone".to_owned(),
             _ => crate::spec::in_words(error),
         };
         ClientError::NoInstance { socket: self.socket.to_owned(), reason }
     }
 
+    fn is_socket(&self) -> bool {
+        self.socket.metadata().is_ok_and(|metadata| metadata.file_type().is_socket())
+    }
+
     pub(crate) fn no_answer(&self, reason: String) -> ClientError {
         ClientError::NoAnswer { socket: self.socket.to_owned(), reason }
+    }
+}
+
+/// A word as one segment of a path (RFC 3986 §2.1).
+fn path_segment(word: &str) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
+    let encode =
+        |byte: u8| if is_plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
+    word.bytes().map(encode).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_word_stays_one_segment() {
+        assert_eq!(super::path_segment("tap-0.a_b"), "tap-0.a_b");
+        assert_eq!(super::path_segment("a/b?c%#é "), "a%2Fb%3Fc%25%23%C3%A9%20");
     }
 }

@@ -1,7 +1,6 @@
 //! The guest's console over the status socket: its history, a two-way attachment, the size of its window.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -16,6 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 
+use super::asking;
 use super::routes::{answer, refusal};
 use super::stream;
 use crate::backend::console::history::Reader;
@@ -31,10 +31,6 @@ pub const FIRST: HeaderName = HeaderName::from_static("nestling-console-first");
 pub const MISSED: HeaderName = HeaderName::from_static("nestling-console-missed");
 /// Input taken from a client at once.
 const INPUT_BYTES: usize = 4096;
-/// The longest body we read.
-const MAX_BODY_BYTES: usize = 1024;
-/// A client has this long to send its body, or to go on after the switch of protocols.
-const PATIENCE: Duration = Duration::from_secs(3);
 
 /// What these routes share.
 #[derive(Debug, Clone)]
@@ -65,14 +61,15 @@ struct LogQuery {
 }
 
 async fn log(Shared(desk): Shared<Desk>, query: Result<Query<LogQuery>, QueryRejection>) -> Response {
-    let LogQuery { follow, since, tail } = match query {
-        Ok(Query(query)) => query,
-        Err(rejection) => return refusal(StatusCode::BAD_REQUEST, &rejection.body_text()),
+    let Ok(Query(LogQuery { follow, since, tail })) = query else {
+        return asking::bad(
+            "the query of this path is follow=true, and since=BYTE or tail=LINES, both numbers",
+        );
     };
     let history = desk.hub.history();
     let asked = match (since, tail) {
         (Some(_), Some(_)) => {
-            return refusal(StatusCode::BAD_REQUEST, "`since` and `tail` exclude each other");
+            return asking::bad("`since` and `tail` exclude each other: give one of them");
         }
         (Some(since), None) => since,
         (None, Some(lines)) => history.start_of_last(lines),
@@ -121,7 +118,7 @@ async fn attach(
 ) -> Response {
     let tail = match query {
         Ok(Query(query)) => query.tail,
-        Err(rejection) => return refusal(StatusCode::BAD_REQUEST, &rejection.body_text()),
+        Err(_) => return asking::bad("the query of this path is tail=LINES, a number"),
     };
     let switch = [
         (header::CONNECTION, HeaderValue::from_static("upgrade")),
@@ -137,7 +134,7 @@ async fn attach(
     let history = desk.hub.history();
     let reader = history.read(history.start_of_last(tail), true);
     tokio::spawn(async move {
-        if let Ok(Ok(connection)) = timeout(PATIENCE, upgrade).await {
+        if let Ok(Ok(connection)) = timeout(asking::PATIENCE, upgrade).await {
             converse(TokioIo::new(connection), &desk.hub, reader).await;
         }
         drop(permit);
@@ -180,24 +177,18 @@ async fn converse(connection: TokioIo<hyper::upgrade::Upgraded>, hub: &ConsoleHu
     }
 }
 
-async fn resize(Shared(desk): Shared<Desk>, request: Request) -> Response {
-    let body = axum::body::to_bytes(request.into_body(), MAX_BODY_BYTES);
-    let Ok(Ok(body)) = timeout(PATIENCE, body).await else {
-        return refusal(StatusCode::BAD_REQUEST, "a small JSON body is expected, in time");
-    };
-    match serde_json::from_slice::<WindowSize>(&body) {
-        Ok(size) if size.cols > 0 && size.rows > 0 => {
-            desk.hub.window().set(size);
-            answer(StatusCode::OK, &size)
-        }
-        Ok(_) => refusal(StatusCode::BAD_REQUEST, "a window has at least one column and one row"),
-        Err(error) => {
-            let words = format!("a window size is {{\"cols\": 80, \"rows\": 24}}: {error}");
-            refusal(StatusCode::BAD_REQUEST, &words)
-        }
+async fn resize(Shared(desk): Shared<Desk>, request: Request) -> Result<Response, Response> {
+    let size: WindowSize = asking::body(request, r#"{"cols": 80, "rows": 24}"#).await?;
+    if size.cols == 0 || size.rows == 0 {
+        return Err(asking::bad("a window has at least one column and one row"));
     }
+    desk.hub.window().set(size);
+    Ok(answer(StatusCode::OK, &size))
 }
 
 fn too_many() -> Response {
-    refusal(StatusCode::SERVICE_UNAVAILABLE, "too many clients follow the console: end one")
+    refusal(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "too many clients follow the console or are attached to it: end one of them",
+    )
 }

@@ -90,6 +90,7 @@ fn shortened(reason: &EndReason) -> EndReason {
         EndReason::GuestPanic { message: Some(text) }
         | EndReason::KvmError { detail: text }
         | EndReason::Stopped { by: text }
+        | EndReason::Killed { detail: text }
         | EndReason::PreflightFailed { detail: text }
         | EndReason::BadInput { detail: text }
         | EndReason::Internal { detail: text } => text,

@@ -8,15 +8,18 @@
 //!
 //! The publisher is the only writer. Everybody else reads what it published.
 
+mod asking;
 pub mod client;
 pub mod clock;
 pub mod console;
 pub mod durable;
 mod events;
+mod idle;
 mod metrics;
 pub mod model;
 pub mod operation;
 mod patience;
+pub mod plan;
 pub mod probe;
 pub mod publisher;
 mod reason;

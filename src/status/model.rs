@@ -34,6 +34,11 @@ pub enum EndReason {
         /// Who asked, for example `SIGTERM`.
         by: String,
     },
+    /// The machine was to end, and something of it did not: a disk that does not answer, say.
+    Killed {
+        /// Who wished the end, and what did not come to it.
+        detail: String,
+    },
     /// Preflight found that this node or this pod cannot run the machine.
     PreflightFailed {
         /// The finding that stands in the way, with its mend.
@@ -127,7 +132,7 @@ pub struct MemoryFacts {
     /// What that backing costs and what mends it, when it has no huge pages.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backing_cost: Option<String>,
-    /// Guest RAM touched so far.
+    /// Guest RAM that the pod holds now: touched, and not given back.
     pub resident_bytes: u64,
     /// The part of it that is backed by huge pages.
     pub huge_bytes: u64,

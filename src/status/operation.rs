@@ -18,8 +18,8 @@ pub enum Operation {
     },
     /// The cable of a network interface is plugged in or out.
     SetLink {
-        /// Which interface, in the order of the spec, from 0.
-        interface: usize,
+        /// Which interface: its place in the spec, from 0, or its tap's name.
+        interface: String,
         /// Plugged in.
         up: bool,
     },
@@ -62,7 +62,10 @@ pub enum Refusal {
     /// The machine is not in a state for it.
     #[error("{0}")]
     NotNow(String),
-    /// The machine has nothing that it is about, or the value is none for it.
+    /// The machine has nothing that it is about, or what it has cannot do that: no other value would help.
+    #[error("{0}")]
+    Cannot(String),
+    /// The value is none for it.
     #[error("{0}")]
     Bad(String),
     /// It was tried and failed.
@@ -87,7 +90,7 @@ mod tests {
     fn a_cable_is_plugged_while_there_is_a_machine() {
         for state in State::ALL {
             let expected = matches!(state, State::Booting | State::Running | State::Paused);
-            let denied = Operation::SetLink { interface: 0, up: false }.denied_in(state);
+            let denied = Operation::SetLink { interface: "0".to_owned(), up: false }.denied_in(state);
             assert_eq!(denied.is_none(), expected, "{state:?}");
         }
     }

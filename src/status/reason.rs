@@ -21,7 +21,7 @@ impl fmt::Display for EndReason {
             Self::KvmError { detail } => write!(f, "KVM could not run the guest: {detail}"),
             Self::Stopped { by } => write!(f, "the machine was stopped by {by}"),
             Self::PreflightFailed { detail } => write!(f, "this node or pod cannot run the VM: {detail}"),
-            Self::BadInput { detail } => f.write_str(detail),
+            Self::BadInput { detail } | Self::Killed { detail } => f.write_str(detail),
             Self::Internal { detail } => write!(f, "Nestling failed: {detail}"),
         }
     }

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::body::{Body, Bytes};
-use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
-use axum::extract::{DefaultBodyLimit, Path, Query, State as Shared};
+use axum::body::Body;
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Path, Query, Request, State as Shared};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::map_response;
 use axum::response::{IntoResponse, Response};
@@ -14,17 +14,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::{Semaphore, oneshot};
 
+use super::asking::{self, SizeValue};
 use super::operation::{Asked, Operation, Refusal};
 use super::publisher::Publisher;
 use super::server::{Requests, StopRequest};
 use super::{metrics, stream};
-use crate::spec::size::parse_size;
 
 /// Event streams at one time; each keeps its connection.
 const MAX_STREAMS: usize = 16;
-
-/// The longest body of a request, in bytes.
-const MAX_BODY: usize = 4 << 10;
 
 /// What the routes share.
 #[derive(Debug, Clone)]
@@ -57,23 +54,6 @@ enum DiskName {
     Text(String),
 }
 
-/// A size: bytes, or as people write it.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum SizeValue {
-    Bytes(u64),
-    Text(String),
-}
-
-impl SizeValue {
-    fn bytes(&self) -> Option<u64> {
-        match self {
-            Self::Bytes(bytes) => Some(*bytes),
-            Self::Text(text) => parse_size(text),
-        }
-    }
-}
-
 /// The query of `/v1/events`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -94,18 +74,21 @@ pub(super) fn router(publisher: Arc<Publisher>, requests: Requests, console: Rou
         .route("/v1/stop", post(request_stop))
         .route("/v1/pause", post(|api| ask_for(api, Operation::Pause)))
         .route("/v1/resume", post(|api| ask_for(api, Operation::Resume)))
-        .route("/v1/memory", post(set_memory).layer(DefaultBodyLimit::max(MAX_BODY)))
+        .route("/v1/memory", post(set_memory))
         .route("/v1/net/{interface}/up", post(|api, interface| set_link(api, interface, true)))
         .route("/v1/net/{interface}/down", post(|api, interface| set_link(api, interface, false)))
-        .route("/v1/disks/resize", post(resize_disk).layer(DefaultBodyLimit::max(MAX_BODY)))
+        .route("/v1/disks/resize", post(resize_disk))
         .route("/metrics", get(openmetrics))
-        .fallback(|| async { refusal(StatusCode::NOT_FOUND, "there is nothing at this path") })
-        .method_not_allowed_fallback(|| async {
-            refusal(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method")
-        })
         .with_state(Api { publisher, requests, streams: Arc::new(Semaphore::new(MAX_STREAMS)) })
         .merge(console)
+        .fallback(asking::no_such_path)
+        .method_not_allowed_fallback(asking::no_such_method)
         .layer(map_response(say_last))
+}
+
+/// Refuses whatever is asked.
+pub(super) fn refusing(code: StatusCode, words: &'static str) -> Router {
+    Router::new().fallback(move || async move { refusal(code, words) }).layer(map_response(say_last))
 }
 
 /// One connection has one request; only a connection that is switched to another protocol goes on.
@@ -123,10 +106,13 @@ async fn status(Shared(api): Shared<Api>) -> Response {
 async fn events(Shared(api): Shared<Api>, query: Result<Query<EventsQuery>, QueryRejection>) -> Response {
     let follow = match query {
         Ok(Query(query)) => query.follow,
-        Err(rejection) => return refusal(StatusCode::BAD_REQUEST, &rejection.body_text()),
+        Err(_) => return asking::bad("the query of this path is follow=true, or follow=false to not wait"),
     };
     let Ok(permit) = api.streams.clone().try_acquire_owned() else {
-        return refusal(StatusCode::SERVICE_UNAVAILABLE, "too many event streams are open: close one");
+        return refusal(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "too many clients follow the events: end one of them",
+        );
     };
     let body = Body::new(stream::follow(api.publisher.subscribe(), follow, permit));
     typed(StatusCode::OK, "application/x-ndjson", body)
@@ -149,50 +135,29 @@ async fn request_stop(Shared(api): Shared<Api>) -> Response {
 }
 
 /// Sets how much of its RAM the guest should do with: `{"target": "128M"}`, or bytes as a number.
-async fn set_memory(api: Shared<Api>, body: Result<Bytes, BytesRejection>) -> Response {
-    let body = match body {
-        Ok(body) => body,
-        Err(rejection) => return refusal(rejection.status(), &rejection.body_text()),
-    };
-    let asked = serde_json::from_slice::<MemoryRequest>(&body).ok();
-    match asked.and_then(|asked| asked.target.bytes()) {
-        Some(target_bytes) => ask_for(api, Operation::SetMemory { target_bytes }).await,
-        None => {
-            refusal(StatusCode::BAD_REQUEST, r#"the body is no target: write for example {"target": "128M"}"#)
-        }
-    }
+async fn set_memory(api: Shared<Api>, request: Request) -> Result<Response, Response> {
+    let MemoryRequest { target } = asking::body(request, r#"{"target": "128M"}"#).await?;
+    let target_bytes = target.bytes().map_err(|words| asking::bad(&words))?;
+    Ok(ask_for(api, Operation::SetMemory { target_bytes }).await)
 }
 
 /// Plugs the cable of a network interface in or out.
-async fn set_link(api: Shared<Api>, interface: Result<Path<usize>, PathRejection>, up: bool) -> Response {
+async fn set_link(api: Shared<Api>, interface: Result<Path<String>, PathRejection>, up: bool) -> Response {
     match interface {
         Ok(Path(interface)) => ask_for(api, Operation::SetLink { interface, up }).await,
-        Err(rejection) => refusal(StatusCode::BAD_REQUEST, &rejection.body_text()),
+        Err(_) => asking::bad("the interface's name is not UTF-8: name it by its number, as in /v1/net/0/up"),
     }
 }
 
 /// Makes a disk larger: `{"disk": "vda", "size": "20G"}`; without a size, it has the size of its image from now on.
-async fn resize_disk(api: Shared<Api>, body: Result<Bytes, BytesRejection>) -> Response {
-    let body = match body {
-        Ok(body) => body,
-        Err(rejection) => return refusal(rejection.status(), &rejection.body_text()),
-    };
-    let Ok(ResizeRequest { disk, size }) = serde_json::from_slice(&body) else {
-        let example = r#"the body names no disk: write for example {"disk": "vda", "size": "20G"}"#;
-        return refusal(StatusCode::BAD_REQUEST, example);
-    };
+async fn resize_disk(api: Shared<Api>, request: Request) -> Result<Response, Response> {
+    let ResizeRequest { disk, size } = asking::body(request, r#"{"disk": "vda", "size": "20G"}"#).await?;
     let disk = match disk {
         DiskName::Index(index) => index.to_string(),
         DiskName::Text(text) => text,
     };
-    let size_bytes = size.as_ref().map(SizeValue::bytes);
-    if size_bytes == Some(None) {
-        return refusal(
-            StatusCode::BAD_REQUEST,
-            "that is no size: write for example 20G, or a number of bytes",
-        );
-    }
-    ask_for(api, Operation::ResizeDisk { disk, size_bytes: size_bytes.flatten() }).await
+    let size_bytes = size.as_ref().map(SizeValue::bytes).transpose().map_err(|words| asking::bad(&words))?;
+    Ok(ask_for(api, Operation::ResizeDisk { disk, size_bytes }).await)
 }
 
 /// Has an operation done, and answers with the state when it is.
@@ -216,7 +181,7 @@ async fn ask_for(Shared(api): Shared<Api>, operation: Operation) -> Response {
 
 fn code_of(refused: &Refusal) -> StatusCode {
     match refused {
-        Refusal::NotNow(_) => StatusCode::CONFLICT,
+        Refusal::NotNow(_) | Refusal::Cannot(_) => StatusCode::CONFLICT,
         Refusal::Bad(_) => StatusCode::BAD_REQUEST,
         Refusal::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
     }

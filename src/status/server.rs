@@ -4,15 +4,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::http::StatusCode;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
-use tokio::task::JoinHandle;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::{JoinHandle, yield_now};
 use tokio::time::{sleep, timeout};
 
 use super::console;
+use super::idle::{Idle, Seat};
 use super::operation::Asked;
 use super::patience::Patient;
 use super::publisher::Publisher;
@@ -20,8 +23,12 @@ use super::routes;
 use super::socket::Claim;
 use crate::backend::console::ConsoleHub;
 
-/// Connections served at one time; more are told so and closed.
+/// Connections served at one time. One more gets the place of the oldest that has not asked for anything yet; where all have,
+/// it is told so and closed.
 const MAX_CONNECTIONS: usize = 64;
+/// Connections at one time that are told that there is no room, or that they are not welcome.
+const MAX_REFUSALS: usize = 16;
+const BUSY: &str = "it is answering as many requests as there is room for: try again";
 /// A peer has this long to send its request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(3);
 /// A peer that reads nothing for this long loses its connection.
@@ -62,6 +69,8 @@ pub struct Server {
 struct Reception {
     router: Router,
     connections: Arc<Semaphore>,
+    refusals: Arc<Semaphore>,
+    idle: Idle,
     draining: watch::Receiver<bool>,
 }
 
@@ -82,6 +91,8 @@ impl Server {
         let reception = Reception {
             router: routes::router(publisher, requests, console),
             connections: Arc::clone(&connections),
+            refusals: Arc::new(Semaphore::new(MAX_REFUSALS)),
+            idle: Idle::default(),
             draining: draining.subscribe(),
         };
         let listener = claim.take_listener();
@@ -112,7 +123,11 @@ impl Server {
 async fn accept(listener: &UnixListener, reception: &Reception) {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => reception.receive(stream),
+            Ok((stream, _)) => {
+                reception.receive(stream);
+                // What it asks is heard before the next one comes, who may need its place.
+                yield_now().await;
+            }
             Err(error) => {
                 tracing::debug!(target: "nestling", "the status socket cannot accept: {error}");
                 sleep(ACCEPT_PAUSE).await;
@@ -125,20 +140,40 @@ impl Reception {
     /// Serves the peer if it may talk to us and there is room for it.
     fn receive(&self, stream: UnixStream) {
         if !is_welcome(&stream) {
-            return turn_away(
-                &stream,
-                "403 Forbidden",
-                "only root and the VM's own user may use this socket",
-            );
+            let words = "only root and the VM's own user may use this socket";
+            return self.turn_away(stream, StatusCode::FORBIDDEN, words);
         }
-        match Arc::clone(&self.connections).try_acquire_owned() {
-            Ok(permit) => {
-                tokio::spawn(serve(stream, self.router.clone(), self.draining.clone(), permit));
-            }
-            Err(_) => {
-                turn_away(&stream, "503 Service Unavailable", "too many connections are open: try again");
-            }
-        }
+        let places = Arc::clone(&self.connections);
+        let place = match Arc::clone(&places).try_acquire_owned() {
+            Ok(place) => Some(place),
+            Err(_) if self.idle.dismiss_oldest() => None,
+            Err(_) => return self.turn_away(stream, StatusCode::SERVICE_UNAVAILABLE, BUSY),
+        };
+        let reception = self.clone();
+        tokio::spawn(async move {
+            let place = match place {
+                Some(place) => place,
+                None => match timeout(HEAD_TIMEOUT, places.acquire_owned()).await {
+                    Ok(Ok(place)) => place,
+                    _ => return reception.turn_away(stream, StatusCode::SERVICE_UNAVAILABLE, BUSY),
+                },
+            };
+            let Self { router, idle, draining, .. } = reception;
+            serve(stream, router, idle.sit_down(), draining).await;
+            drop(place);
+        });
+    }
+
+    /// Answers whatever it asks with a refusal. A client that is answered before it has asked hears nothing, so that takes
+    /// a place too; when these are taken, it is closed at once.
+    fn turn_away(&self, stream: UnixStream, code: StatusCode, words: &'static str) {
+        let Ok(place) = Arc::clone(&self.refusals).try_acquire_owned() else { return };
+        let router = routes::refusing(code, words);
+        let (seat, draining) = (Idle::default().sit_down(), self.draining.clone());
+        tokio::spawn(async move {
+            serve(stream, router, seat, draining).await;
+            drop(place);
+        });
     }
 }
 
@@ -148,33 +183,26 @@ fn is_welcome(stream: &UnixStream) -> bool {
     stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own)
 }
 
-/// Says why, if the peer's buffer takes it at once, and closes.
-fn turn_away(stream: &UnixStream, status: &str, message: &str) {
-    let body = serde_json::json!({ "error": message }).to_string();
-    let length = body.len();
-    let answer = format!(
-        "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}"
-    );
-    let _ = stream.try_write(answer.as_bytes());
-}
-
 /// One connection, one request. A malformed one ends its connection and nothing else.
-async fn serve(
-    stream: UnixStream,
-    router: Router,
-    mut draining: watch::Receiver<bool>,
-    permit: OwnedSemaphorePermit,
-) {
+async fn serve(stream: UnixStream, router: Router, seat: Seat, mut draining: watch::Receiver<bool>) {
+    let seat = Arc::new(seat);
+    let (asking, router) = (Arc::clone(&seat), TowerToHyperService::new(router));
+    let service = service_fn(move |request| {
+        asking.ask();
+        router.call(request)
+    });
     let io = TokioIo::new(Patient::new(stream, WRITE_TIMEOUT));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(MAX_HEAD_BYTES)
-        .serve_connection(io, TowerToHyperService::new(router))
+        .serve_connection(io, service)
         .with_upgrades();
     let mut connection = std::pin::pin!(connection);
     let served = tokio::select! {
+        biased;
         served = connection.as_mut() => served,
+        () = seat.dismissed() => return,
         () = async { drop(draining.wait_for(|now| *now).await) } => {
             connection.as_mut().graceful_shutdown();
             connection.await
@@ -183,5 +211,4 @@ async fn serve(
     if let Err(error) = served {
         tracing::debug!(target: "nestling", "a client of the status socket went wrong: {error}");
     }
-    drop(permit);
 }

@@ -1,12 +1,10 @@
 //! What `/v1/status` prints, as one value. The JSON's shape is described in docs/status.md.
 
-use std::path::PathBuf;
-
 use serde::{Deserialize, Serialize};
 
 use super::clock::Moment;
 use super::model::{BootStage, EndReason, HostBackend, MachineFacts};
-use crate::spec::plan::{ConsoleKind, MachinePlan};
+pub use super::plan::PlanSummary;
 
 /// Where the VM is in its life. The transitions are in `agent::lifecycle`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -135,56 +133,4 @@ pub struct End {
     /// The guest's last console lines, newest last; empty when it ended as wished.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub console_tail: Vec<String>,
-}
-
-/// What was asked for.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PlanSummary {
-    /// vCPUs.
-    pub cpus: u8,
-    /// Guest RAM.
-    pub memory_bytes: u64,
-    /// The kernel image.
-    pub kernel: PathBuf,
-    /// The initial RAM disk.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub initrd: Option<PathBuf>,
-    /// `virtio` or `serial`.
-    pub console: String,
-    /// The disks in order.
-    pub disks: Vec<DiskSummary>,
-    /// The tags of the shared directories.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub shares: Vec<String>,
-}
-
-/// One disk that was asked for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DiskSummary {
-    /// The image file or block device; of a composite disk, that of its first partition.
-    pub path: PathBuf,
-    /// The guest may only read it.
-    pub readonly: bool,
-}
-
-impl From<&MachinePlan> for PlanSummary {
-    fn from(plan: &MachinePlan) -> Self {
-        let console = match plan.console {
-            ConsoleKind::Virtio => "virtio",
-            ConsoleKind::Serial => "serial",
-        };
-        let disk = |disk: &crate::spec::plan::DiskPlan| DiskSummary {
-            path: disk.path().to_owned(),
-            readonly: disk.readonly,
-        };
-        Self {
-            cpus: plan.cpus,
-            memory_bytes: plan.memory_bytes,
-            kernel: plan.kernel.clone(),
-            initrd: plan.initrd.clone(),
-            console: console.to_owned(),
-            disks: plan.disks.iter().map(disk).collect(),
-            shares: plan.shares.iter().map(|share| share.tag.clone()).collect(),
-        }
-    }
 }

@@ -15,8 +15,8 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::sys::stat::{Mode, fchmod};
 use tokio::net::{UnixListener, UnixSocket};
 
-/// Connections that may wait to be accepted.
-const BACKLOG: u32 = 128;
+/// Connections that may wait to be accepted; the kernel's own limit is net.core.somaxconn.
+const BACKLOG: u32 = 1024;
 /// A lock file that is removed while we open it is opened again; more often than this it is no accident.
 const LOCK_ATTEMPTS: usize = 16;
 

@@ -1,8 +1,11 @@
 //! Which devices a plan means, and where they go.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Instant;
 
 use super::control::Control;
 use super::disks::Disks;
@@ -30,7 +33,6 @@ use crate::devices::virtio::transport::{BAR_SIZE, Context, VirtioPci};
 use crate::devices::wiring::Wiring;
 use crate::spec::plan::{BalloonPlan, ConsoleKind, MachinePlan};
 use crate::status::model::{BootStage, DeviceFacts};
-use crate::status::operation::Refusal;
 use crate::x86::layout::{
     PCI_ECAM_SIZE, PCI_ECAM_START, PCI_MMIO_END, PCI_MMIO_START, SERIAL_GSI, SERIAL_PORT,
 };
@@ -60,6 +62,8 @@ impl ConsoleIo {
 const ECAM_SLOT: u32 = 0;
 /// Host bridge, console, its ports, vsock, entropy, balloon: each has room kept for it.
 const FIXED_DEVICES: usize = 6;
+/// Bytes of stack of a thread that stops a device.
+const STOP_STACK: usize = 256 << 10;
 
 /// Every device of one machine.
 pub(super) struct Devices {
@@ -72,7 +76,7 @@ pub(super) struct Devices {
     /// The balloon, for a target.
     pub(super) balloon: Option<Arc<Balloon>>,
     /// The network interfaces, in the plan's order.
-    nets: Vec<Arc<Net>>,
+    pub(super) nets: Vec<Arc<Net>>,
     serial_input: Option<SerialInput>,
     ports: Option<Arc<Ports>>,
 }
@@ -116,7 +120,7 @@ impl Devices {
         }
         let disks = Disks::open(&plan.disks, plan.cpus)?;
         devices.extend(disks.devices());
-        let open = |net| interface(net, memory).map(Arc::new);
+        let open = |net| interface(net, plan.cpus, memory).map(Arc::new);
         let nets: Vec<Arc<Net>> = plan.nets.iter().map(open).collect::<Result<_, _>>()?;
         devices.extend(nets.iter().map(|net| Arc::clone(net) as _));
         let ports = ports(&plan.ports)?;
@@ -155,17 +159,21 @@ impl Devices {
         self.root.facts().into_iter().chain(platform).collect()
     }
 
-    /// Plugs the cable of an interface in or out.
-    pub(super) fn set_link(&self, interface: usize, up: bool) -> Result<(), Refusal> {
-        let none = || Refusal::Bad(format!("there is no network interface {interface}: they count from 0"));
-        self.nets.get(interface).ok_or_else(none)?.set_link(up);
-        Ok(())
+    /// Lets every worker finish what it has begun and rest. The vCPUs rest already. The error names those that do not rest at
+    /// `deadline`.
+    pub(super) fn pause(&self, deadline: Instant) -> Result<(), Vec<String>> {
+        self.platform.pause();
+        // All of them first: what one has begun ends while another is waited for.
+        self.virtio.iter().for_each(|function| function.pause());
+        let awake = self.virtio.iter().filter(|function| !function.wait_for_rest(deadline));
+        let awake: Vec<String> = awake.map(|function| function.describe()).collect();
+        if awake.is_empty() { Ok(()) } else { Err(awake) }
     }
 
-    /// Lets every worker finish what it has begun and rest. The vCPUs rest already.
-    pub(super) fn pause(&self) {
-        self.platform.pause();
-        self.virtio.iter().for_each(|function| function.pause());
+    /// The devices that a vCPU is at.
+    pub(super) fn held(&self) -> Vec<String> {
+        let held = self.virtio.iter().filter(|function| function.is_held());
+        held.map(|function| function.describe()).collect()
     }
 
     /// Lets every worker go on.
@@ -174,11 +182,9 @@ impl Devices {
         self.platform.resume();
     }
 
-    /// Stops every worker; disks are flushed.
-    pub(super) fn shut_down(&mut self) {
-        for function in &self.virtio {
-            function.shut_down();
-        }
+    /// Stops every worker; disks are flushed. The error names the devices that have not stopped at `deadline`.
+    pub(super) fn shut_down(&mut self, deadline: Instant) -> Result<(), Vec<String>> {
+        let stuck = self.stop_functions(deadline);
         self.platform.shut_down();
         if let Some(input) = self.serial_input.take() {
             input.stop();
@@ -186,6 +192,32 @@ impl Devices {
         if let Some(ports) = self.ports.take() {
             ports.close();
         }
+        if stuck.is_empty() { Ok(()) } else { Err(stuck) }
+    }
+
+    /// Each on a thread of its own: a disk that is stuck must not keep another from being flushed.
+    fn stop_functions(&self, deadline: Instant) -> Vec<String> {
+        let (done, ended) = mpsc::channel();
+        for (index, function) in self.virtio.iter().enumerate() {
+            let (tell, stopping) = (done.clone(), Arc::clone(function));
+            let stop = move || {
+                stopping.shut_down();
+                // The device is ours alone again when we hear of it.
+                drop(stopping);
+                let _ = tell.send(index);
+            };
+            let thread = thread::Builder::new().name("device-stop".into()).stack_size(STOP_STACK).spawn(stop);
+            if thread.is_err() {
+                function.shut_down();
+                let _ = done.send(index);
+            }
+        }
+        drop(done);
+        let mut left: BTreeMap<usize, &Arc<VirtioPci>> = self.virtio.iter().enumerate().collect();
+        while let Ok(index) = ended.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            left.remove(&index);
+        }
+        left.values().map(|function| function.describe()).collect()
     }
 }
 

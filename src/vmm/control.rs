@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use crate::status::model::{BootStage, EndReason, MachineEvent};
 
@@ -63,10 +64,11 @@ impl Control {
         self.pausing.load(Ordering::Acquire)
     }
 
-    /// Returns when no vCPU can enter the guest. They are kicked before this is called.
-    pub(super) fn wait_for_rest(&self) {
+    /// Waits until no vCPU can enter the guest, at most so long; whether none can. They are kicked before this is called.
+    pub(super) fn wait_for_rest(&self, patience: Duration) -> bool {
         let awake = |awake: &mut usize| *awake > 0;
-        drop(self.rest.changed.wait_while(self.rest.lock(), awake));
+        let waited = self.rest.changed.wait_timeout_while(self.rest.lock(), patience, awake);
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 
     /// A vCPU's thread begins.
@@ -139,16 +141,16 @@ mod tests {
         };
         for _ in 0..100 {
             control.set_pausing(true);
-            control.wait_for_rest();
+            assert!(control.wait_for_rest(Duration::from_secs(30)));
             assert!(enters.try_recv().is_err(), "it rests");
             control.set_pausing(false);
             enters.recv().unwrap();
         }
         control.set_pausing(true);
-        control.wait_for_rest();
+        assert!(control.wait_for_rest(Duration::from_secs(30)));
         control.stop();
         vcpu.join().unwrap();
-        control.wait_for_rest();
+        assert!(control.wait_for_rest(Duration::from_secs(30)));
     }
 
     #[test]

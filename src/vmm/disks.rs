@@ -6,7 +6,7 @@ use crate::backend::disk::{Access, CompositeDisk, Disk, DiskError, Format, Image
 use crate::devices::rate_limit::Rate;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::block::{Block, BlockOptions, ResizeError};
-use crate::spec::plan::{CacheMode, DiskFormat, DiskIo, DiskPlan, DiskSource, RateLimit};
+use crate::spec::plan::{CacheMode, DiskFormat, DiskIo, DiskPlan, DiskSource, RateLimit, linux_disk_name};
 use crate::status::operation::Refusal;
 
 /// The guest's disks, in the order of the spec.
@@ -30,9 +30,10 @@ impl Disks {
         let before = disk.size_bytes();
         let resized = disk.resize(size_bytes).map_err(|error| match error {
             ResizeError::Kernel(_) => Refusal::Failed(error.to_string()),
-            _ => Refusal::Bad(error.to_string()),
+            ResizeError::ReadOnly | ResizeError::Fixed { .. } => Refusal::Cannot(error.to_string()),
+            ResizeError::NoSectors(_) | ResizeError::Smaller { .. } => Refusal::Bad(error.to_string()),
         })?;
-        tracing::info!(disk = which, before, now = resized, "a disk was resized");
+        tracing::info!(disk = %disk.name(), asked = which, before_bytes = before, now_bytes = resized, "a disk was resized");
         Ok(())
     }
 
@@ -49,36 +50,22 @@ impl Disks {
             }
             (None, _) => {}
         }
-        let is_it = |index: &usize| linux_name(*index) == which || index.to_string() == which;
+        let is_it = |index: &usize| linux_disk_name(*index) == which || index.to_string() == which;
         let found = (0..self.0.len()).find(is_it).and_then(|index| self.0.get(index));
         found.map(AsRef::as_ref).ok_or_else(|| {
-            let names: Vec<_> = (0..self.0.len()).map(linux_name).collect();
-            Refusal::Bad(if names.is_empty() {
-                "the machine has no disk".to_owned()
-            } else {
-                format!("there is no disk {which}: the machine has {}", names.join(", "))
-            })
+            let names: Vec<_> = (0..self.0.len()).map(linux_disk_name).collect();
+            if names.is_empty() {
+                return Refusal::Cannot("the machine has no disk: it was started without --disk".to_owned());
+            }
+            Refusal::Bad(format!("there is no disk `{which}`: the machine has {}", names.join(", ")))
         })
     }
-}
-
-/// Linux's name of virtio disk number `index`: `vda` to `vdz`, `vdaa` and so on.
-fn linux_name(mut index: usize) -> String {
-    let mut name = String::new();
-    loop {
-        name.insert(0, char::from(b'a' + (index % 26) as u8));
-        match (index / 26).checked_sub(1) {
-            Some(rest) => index = rest,
-            None => break,
-        }
-    }
-    format!("vd{name}")
 }
 
 /// The guest's disk number `index`, for a guest with `cpus` vCPUs.
 fn device(plan: &DiskPlan, index: usize, cpus: u8) -> Result<Block, DiskError> {
     let options = BlockOptions {
-        serial: plan.serial.clone().unwrap_or_else(|| format!("nestling-{index}")),
+        serial: plan.serial_of(index),
         queues: plan.queues.unwrap_or(cpus.into()),
         writeback: plan.cache == CacheMode::Writeback,
         io: match plan.io {
@@ -108,11 +95,12 @@ fn open(plan: &DiskPlan) -> Result<Arc<dyn Disk>, DiskError> {
             });
             Image { path: path.clone(), format, access, follow_backing: *follow_backing }.open()
         }
-        DiskSource::Partitions(partitions) => {
+        DiskSource::Partitions { partitions, said_raw } => {
             let partition = |plan: &crate::spec::plan::PartitionPlan| Partition {
                 label: plan.label.clone(),
                 path: plan.path.clone(),
                 readonly: plan.readonly,
+                said_raw: *said_raw,
             };
             let partitions: Vec<_> = partitions.iter().map(partition).collect();
             Ok(Arc::new(CompositeDisk::open(&partitions, access)?))
@@ -149,10 +137,10 @@ mod tests {
         }
         assert_eq!(sizes(&disks), [2, 3, 4, 5], "a serial number comes before Linux's name");
         let said = |which| disks.resize(which, None).unwrap_err().to_string();
-        assert_eq!(said("vde"), "there is no disk vde: the machine has vda, vdb, vdc, vdd");
+        assert_eq!(said("vde"), "there is no disk `vde`: the machine has vda, vdb, vdc, vdd");
         assert!(said("data").starts_with("more than one disk has the serial number data"));
         assert!(Disks(Vec::new()).resize("vda", None).is_err());
-        let names = [0, 25, 26, 701, 702].map(linux_name);
+        let names = [0, 25, 26, 701, 702].map(linux_disk_name);
         assert_eq!(names, ["vda", "vdz", "vdaa", "vdzz", "vdaaa"]);
     }
 

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
+
 use crate::backend::disk::DiskError;
 use crate::backend::port::PortError;
 use crate::backend::tap::TapError;
@@ -23,7 +25,7 @@ pub enum MachineError {
         source: kvm_ioctls::Error,
     },
     /// The host has no room for guest RAM.
-    #[error("the host cannot reserve {mib} MiB for guest RAM: {source}; lower --memory")]
+    #[error("the host cannot reserve {mib} MiB for guest RAM: {source}; lower --memory{}", address_space())]
     Memory {
         /// The size asked for.
         mib: u64,
@@ -79,7 +81,7 @@ pub enum MachineError {
     #[error(transparent)]
     Placement(#[from] OverlapError),
     /// A descriptor, thread or register page could not be had.
-    #[error("{doing}: {source}")]
+    #[error("{doing}: {source}{}", mend(source))]
     Resource {
         /// What was being done.
         doing: &'static str,
@@ -104,4 +106,35 @@ pub(super) fn kvm(doing: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Mach
 /// Names what was being done when the kernel had no more of something.
 pub(super) fn resource(doing: &'static str) -> impl FnOnce(io::Error) -> MachineError {
     move |source| MachineError::Resource { doing, source }
+}
+
+/// What to do when a limit of this process is reached.
+fn mend(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::EMFILE) => "; raise the limit of open files (`ulimit -n`)",
+        Some(libc::EAGAIN) => "; raise the limit of threads (`ulimit -u`, or the pod's pids limit)",
+        _ => "",
+    }
+}
+
+/// A limit that nobody thinks of where memory is plenty.
+fn address_space() -> &'static str {
+    match getrlimit(Resource::RLIMIT_AS) {
+        Ok((soft, _)) if soft != RLIM_INFINITY => ", or raise the limit of address space (`ulimit -v`)",
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_that_is_reached_is_named() {
+        let error =
+            |errno| resource("the balloon cannot be set up")(io::Error::from_raw_os_error(errno)).to_string();
+        assert!(error(libc::EMFILE).ends_with("(os error 24); raise the limit of open files (`ulimit -n`)"));
+        assert!(error(libc::EAGAIN).contains("`ulimit -u`"));
+        assert!(error(libc::ENOMEM).ends_with("(os error 12)"));
+    }
 }

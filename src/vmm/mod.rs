@@ -13,6 +13,7 @@ mod kick;
 mod last_words;
 pub mod memory;
 mod networks;
+mod pausing;
 mod platform;
 mod postmortem;
 mod shares;
@@ -28,6 +29,7 @@ use std::thread::JoinHandle;
 
 pub use assembly::ConsoleIo;
 pub use error::MachineError;
+pub use pausing::Stuck;
 
 use self::assembly::{Devices, Parts};
 use self::control::Control;
@@ -58,6 +60,8 @@ pub struct Machine {
     console: Arc<ConsoleHub>,
     last_words: LastWords,
     ram: GuestRam,
+    /// How the stop went, once there was one.
+    stopped: Option<Result<(), Stuck>>,
 }
 
 /// A vCPU: waiting, running, or gone.
@@ -97,7 +101,10 @@ impl Machine {
             on_power: last_words.power_switch(Arc::clone(&control), &ram),
         })?;
         let vcpus = create_vcpus(&hypervisor, plan.cpus, &entry, &devices, &control)?;
-        Ok(Self { vcpus, devices, control, console, last_words, ram })
+        if plan.needs_shared_memory() {
+            tell_backing(&ram);
+        }
+        Ok(Self { vcpus, devices, control, console, last_words, ram, stopped: None })
     }
 
     /// Starts every vCPU. Events arrive on `events` from the machine's own threads, each at most once.
@@ -149,31 +156,16 @@ impl Machine {
         if tail.is_empty() { self.last_words.kernel_log() } else { tail }
     }
 
-    /// Lets every vCPU leave the guest and every device finish what it has begun; returns when all of them rest. Idempotent.
-    /// The clock goes on: the guest finds the time that passed.
-    pub fn pause(&mut self) {
-        self.control.set_pausing(true);
-        self.kick();
-        self.control.wait_for_rest();
-        self.devices.pause();
-    }
-
-    /// Lets devices and vCPUs go on. Idempotent.
-    pub fn resume(&mut self) {
-        self.devices.resume();
-        self.control.set_pausing(false);
-    }
-
     /// Does what a client asked for.
     ///
     /// # Errors
     /// When the machine has nothing that the operation is about, or the value is not one for it.
     pub fn carry_out(&mut self, operation: &Operation) -> Result<(), Refusal> {
         match operation {
-            Operation::Pause => self.pause(),
+            Operation::Pause => self.pause().map_err(|stuck| Refusal::Failed(stuck.to_string()))?,
             Operation::Resume => self.resume(),
             Operation::SetMemory { target_bytes } => self.set_memory(*target_bytes)?,
-            Operation::SetLink { interface, up } => self.devices.set_link(*interface, *up)?,
+            Operation::SetLink { interface, up } => networks::set_link(&self.devices.nets, interface, *up)?,
             Operation::ResizeDisk { disk, size_bytes } => self.devices.disks.resize(disk, *size_bytes)?,
         }
         Ok(())
@@ -182,36 +174,10 @@ impl Machine {
     /// Sets how much of its RAM the guest should do with.
     fn set_memory(&self, target_bytes: u64) -> Result<(), Refusal> {
         let none = "the machine has no balloon: it was started with `--balloon off`";
-        let balloon = self.devices.balloon.as_ref().ok_or_else(|| Refusal::Bad(none.to_owned()))?;
-        balloon.set_target(target_bytes).map_err(|error| Refusal::Bad(error.to_string()))
-    }
-
-    /// Makes every vCPU leave the guest.
-    fn kick(&self) {
-        for slot in &self.vcpus {
-            if let Some(thread) = &slot.thread {
-                slot.kicker.kick(thread);
-            }
-        }
-    }
-
-    /// Stops every vCPU and device worker, flushes the disks, and returns when all threads are gone. Idempotent.
-    pub fn stop(&mut self) {
-        self.control.stop();
-        self.console.cancel();
-        self.kick();
-        for slot in &mut self.vcpus {
-            if slot.thread.take().is_some_and(|thread| thread.join().is_err()) {
-                tracing::error!("a vCPU thread panicked");
-            }
-        }
-        self.devices.shut_down();
-    }
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        self.stop();
+        let balloon = self.devices.balloon.as_ref().ok_or_else(|| Refusal::Cannot(none.to_owned()))?;
+        let before = balloon.set_target(target_bytes).map_err(|error| Refusal::Bad(error.to_string()))?;
+        tracing::info!(before_bytes = before, now_bytes = target_bytes, "the guest's memory target was set");
+        Ok(())
     }
 }
 
@@ -244,15 +210,16 @@ fn reserve_ram(plan: &MachinePlan) -> std::io::Result<GuestRam> {
     if !plan.needs_shared_memory() {
         return GuestRam::new(plan.memory_bytes);
     }
-    let ram = GuestRam::shared(plan.memory_bytes)?;
+    GuestRam::shared(plan.memory_bytes)
+}
+
+/// Says what shared RAM costs, once everything that was asked for is there.
+fn tell_backing(ram: &GuestRam) {
     let backing = ram.backing();
     match &backing.cost {
         None => tracing::info!("guest RAM is a {}, because a share's server has to see it", backing.name),
-        Some(cost) => {
-            tracing::warn!("guest RAM is a {}, because a share's server has to see it: {cost}", backing.name);
-        }
+        Some(cost) => tracing::warn!("{cost}"),
     }
-    Ok(ram)
 }
 
 /// Loads the guest's images while KVM makes the VM: KVM_CREATE_VM sleeps for milliseconds (on kernels before 6.14 it waits

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 
 use kvm_bindings::{CpuId, KVM_MP_STATE_RUNNABLE, Msrs, kvm_mp_state, kvm_run};
 use kvm_ioctls::{VcpuExit, VcpuFd};
@@ -111,10 +112,17 @@ impl Vcpu {
     /// Waits outside the guest while the machine is paused.
     fn rest(&mut self) {
         self.control.rest();
-        // The kick that brought us here. One that comes from now on is not lost: `run` looks again before it enters.
-        self.fd.set_kvm_immediate_exit(0);
+        self.forget_kick();
         // The guest's lockup detectors see the time that passed (KVM API §4.72). A guest without kvmclock has none to tell.
         let _ = self.fd.kvmclock_ctrl();
+    }
+
+    /// The kick that brought us here has done its work. One that comes from now on is not lost: `run` looks again at what it
+    /// is for before it enters the guest.
+    fn forget_kick(&mut self) {
+        self.fd.set_kvm_immediate_exit(0);
+        // That look must not overtake the store.
+        fence(Ordering::SeqCst);
     }
 
     /// Enters the guest once and handles the exit.
@@ -138,7 +146,10 @@ impl Vcpu {
                 self.exits.count(ExitReason::MmioWrite, address);
                 self.buses.mmio.write(address, data);
             }
-            Ok(VcpuExit::Intr) => count(ExitReason::Interrupted),
+            Ok(VcpuExit::Intr) => {
+                count(ExitReason::Interrupted);
+                self.forget_kick();
+            }
             Ok(VcpuExit::Hlt) => count(ExitReason::Halt),
             Ok(VcpuExit::Shutdown) => {
                 count(ExitReason::Shutdown);
@@ -168,6 +179,8 @@ impl Vcpu {
             }
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
                 count(ExitReason::Interrupted);
+                // It may be of a pause that was given up.
+                self.forget_kick();
             }
             Err(error) => return self.kvm_error(&format!("KVM_RUN failed: {}", io::Error::from(error))),
         }

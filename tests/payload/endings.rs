@@ -51,11 +51,11 @@ fn a_guest_that_never_exits_is_stopped() {
             let mut running = ending(how).cpus(cpus).start();
             running.wait_for(&format!("all {cpus} are there"));
             let asked = Instant::now();
-            running.machine.stop();
+            running.machine.stop().unwrap();
             assert!(asked.elapsed() < PROMPT, "{how} with {cpus} vCPUs took {:?}", asked.elapsed());
             let facts = running.machine.facts();
             assert!(facts.vcpus.iter().all(|vcpu| vcpu.state == "stopped"), "{facts:?}");
-            running.machine.stop();
+            running.machine.stop().unwrap();
         }
     }
 }

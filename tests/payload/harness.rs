@@ -32,6 +32,8 @@ pub(crate) struct Guest {
 /// A machine that runs.
 pub(crate) struct Running {
     pub(crate) machine: Machine,
+    /// Its console, as clients reach it.
+    pub(crate) hub: Arc<ConsoleHub>,
     events: Receiver<MachineEvent>,
     output: Arc<Output>,
     reader: Option<JoinHandle<()>>,
@@ -129,10 +131,11 @@ impl Guest {
         let reader = std::thread::spawn(move || copy.fill_from(File::from(reader)));
         let input = self.input.map(|input| input.try_clone().unwrap());
         let hub = Arc::new(ConsoleHub::new(writer, 64 << 10).unwrap());
-        let mut machine = Machine::new(&self.plan, ConsoleIo { hub, input }).unwrap();
+        let io = ConsoleIo { hub: Arc::clone(&hub), input };
+        let mut machine = Machine::new(&self.plan, io).unwrap();
         let (sender, events): (Sender<MachineEvent>, _) = channel();
         machine.start(sender).unwrap();
-        Running { machine, events, output, reader: Some(reader), _shared: None }
+        Running { machine, hub, events, output, reader: Some(reader), _shared: None }
     }
 
     /// Runs it to its end.
@@ -177,10 +180,12 @@ impl Running {
 
     /// Takes a machine down whose end was `end`.
     pub(crate) fn take_down(mut self, end: EndReason) -> Outcome {
-        self.machine.stop();
+        self.machine.stop().unwrap();
         let facts = self.machine.facts();
-        let Self { machine, output, reader, .. } = self;
+        let Self { machine, hub, output, reader, .. } = self;
         drop(machine);
+        // The last to have our end of the pipe.
+        drop(hub);
         reader.unwrap().join().unwrap();
         let lines = output.state.lock().unwrap().lines();
         Outcome { end, lines, facts }
@@ -242,7 +247,7 @@ pub(crate) fn alone() -> std::sync::RwLockWriteGuard<'static, ()> {
 
 /// The payload: the file `NESTLING_PAYLOAD` names, or built now, in a directory of its own because the outer cargo holds
 /// the lock of the usual one.
-fn payload() -> &'static PathBuf {
+pub(crate) fn payload() -> &'static PathBuf {
     static PAYLOAD: OnceLock<PathBuf> = OnceLock::new();
     PAYLOAD.get_or_init(|| std::env::var_os("NESTLING_PAYLOAD").map_or_else(build_payload, PathBuf::from))
 }

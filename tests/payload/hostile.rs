@@ -3,11 +3,15 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::process::Command;
 
 use crate::harness::{Guest, Outcome, alone, disk_image};
 
-/// Growth of resident memory that is noise: a worker's stack, an allocator's arena.
+/// Growth of our own memory that is noise: a worker's stack, an allocator's arena.
 const NOISE_BYTES: u64 = 2 << 20;
+/// Set in a process that was started to be measured.
+const MEASURED: &str = "NESTLING_TEST_MEASURED";
 
 fn all_is_well(outcome: &Outcome) {
     assert_eq!(outcome.value("disk"), "Ok((0, 513))");
@@ -81,20 +85,74 @@ fn a_queue_where_none_can_be_needs_a_reset() {
 
 #[test]
 fn noise_over_every_register_leaves_a_machine_that_works_and_has_not_grown() {
+    // In a process of its own: a test that fails beside this one maps the whole executable for its backtrace.
+    if std::env::var_os(MEASURED).is_none() {
+        return measured("hostile::noise_over_every_register_leaves_a_machine_that_works_and_has_not_grown");
+    }
     for (scenario, writes, cpus) in NOISES {
         for seed in [1, 2] {
             let image = disk_image();
             let _process = alone();
             let text = format!("{scenario} writes={writes} seed={seed}");
-            let running = Guest::new(&text).cpus(cpus).disk(image.path(), false).start_alone();
+            let mut running = Guest::new(&text).cpus(cpus).disk(image.path(), false).start_alone();
             running.wait_for("begin");
-            let before = running.machine.facts().memory.overhead_bytes;
-            let outcome = running.finish();
+            let before = own_bytes();
+            let end = running.end();
+            let grown = own_bytes().saturating_sub(before);
+            let outcome = running.take_down(end);
             all_is_well(&outcome);
-            let grown = outcome.facts.memory.overhead_bytes.saturating_sub(before);
             assert!(grown < NOISE_BYTES, "{text}: {grown} bytes more");
         }
     }
+}
+
+/// Memory of this process that is neither guest RAM nor a file's: what it has allocated (proc(5), `smaps`). Guest RAM is what is
+/// advised to be huge pages (`hg`), and nothing else here is.
+fn own_bytes() -> u64 {
+    let smaps = fs::read_to_string("/proc/self/smaps").unwrap();
+    let (mut own, mut anonymous) = (0, 0);
+    for line in smaps.lines() {
+        if let Some(kib) = line.strip_prefix("Anonymous:") {
+            anonymous = kib.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10;
+        } else if let Some(flags) = line.strip_prefix("VmFlags:") {
+            own += if flags.split_whitespace().any(|flag| flag == "hg") { 0 } else { anonymous };
+        }
+    }
+    assert!(own > 0, "no mapping of our own was found");
+    own
+}
+
+#[test]
+fn own_memory_is_what_was_allocated_and_not_what_is_mapped() {
+    if std::env::var_os(MEASURED).is_none() {
+        return measured("hostile::own_memory_is_what_was_allocated_and_not_what_is_mapped");
+    }
+    let before = own_bytes();
+    let executable = fs::File::open("/proc/self/exe").unwrap();
+    let len = executable.metadata().unwrap().len() as usize;
+    // SAFETY: a new private mapping, which is only read.
+    let mapped = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            len,
+            libc::PROT_READ,
+            libc::MAP_PRIVATE | libc::MAP_POPULATE,
+            executable.as_raw_fd(),
+            0,
+        )
+    };
+    assert_ne!(mapped, libc::MAP_FAILED);
+    assert!(own_bytes() < before + NOISE_BYTES, "a file that is mapped");
+    let allocated = vec![1_u8; 8 << 20];
+    assert!(own_bytes() >= before + allocated.len() as u64);
+}
+
+/// Runs one test of this file in a process of its own.
+fn measured(name: &str) {
+    let mut alone = Command::new(std::env::current_exe().unwrap());
+    let output = alone.args(["--exact", name, "--nocapture"]).env(MEASURED, "1").output().unwrap();
+    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success() && said.contains("1 passed"), "{said}");
 }
 
 /// Scenario, writes per CPU, CPUs.

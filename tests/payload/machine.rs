@@ -104,7 +104,7 @@ fn a_paused_machine_does_nothing_and_loses_nothing() {
     }
     let mut pauses = 0;
     let outcome = loop {
-        running.machine.pause();
+        running.machine.pause().unwrap();
         let at_rest = reads(&running);
         std::thread::sleep(Duration::from_millis(5));
         assert_eq!(reads(&running), at_rest);
@@ -128,8 +128,8 @@ fn a_paused_machine_can_be_stopped() {
     let (reader, _keyboard) = nix::unistd::pipe().unwrap();
     let mut running = Guest::new("console-echo").virtio_console(Some(reader)).start();
     running.wait_for("ready");
-    running.machine.pause();
-    running.machine.pause();
-    running.machine.stop();
+    running.machine.pause().unwrap();
+    running.machine.pause().unwrap();
+    running.machine.stop().unwrap();
     assert_eq!(running.machine.facts().vcpus[0].state, "stopped");
 }

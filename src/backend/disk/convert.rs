@@ -1,9 +1,11 @@
 //! Copies a disk from one image into a new one of another format.
 
 use std::io;
+use std::ops::ControlFlow;
 use std::path::Path;
 
-use super::create::Draft;
+use super::create::fill_empty;
+use super::draft::Draft;
 use super::{Access, Buffers, Disk, DiskError, Format, Image};
 
 /// Read at once, in bytes.
@@ -12,7 +14,7 @@ const CHUNK: u64 = 1 << 20;
 const GRAIN: usize = 64 << 10;
 
 /// Copies the disk of `source` into a new image at `target`, which appears when it is complete, or not at all. Zeroes and
-/// holes are not written. `progress` hears the bytes done and all bytes. Returns the disk's size in bytes.
+/// holes are not written. `progress` hears the bytes done and all bytes, and may stop it. Returns the disk's size in bytes.
 ///
 /// # Errors
 /// See [`DiskError`].
@@ -21,23 +23,17 @@ pub fn convert(
     target: &Path,
     format: Format,
     force: bool,
-    progress: &mut dyn FnMut(u64, u64),
+    progress: &mut Progress<'_>,
 ) -> Result<u64, DiskError> {
     let from = source.open()?;
     let draft = Draft::begin(target, force)?;
     let written = |source| DiskError::Write { path: target.into(), cause: source };
-    draft.fill_empty(format, from.size_bytes()).map_err(written)?;
-    let to = Image {
-        path: draft.path.clone(),
-        format: Some(format),
-        access: Access::WRITE,
-        follow_backing: false,
-    };
+    fill_empty(draft.file(), format, from.size_bytes()).map_err(written)?;
+    let to = Image { path: draft.path(), format: Some(format), access: Access::WRITE, follow_backing: false };
     let to = to.open()?;
     copy(&*from, &*to, progress).map_err(|error| match error {
-        Failure::Read(source) => {
-            DiskError::Open { path: from.path().into(), access: "reading", cause: source }
-        }
+        Failure::Read(cause) => DiskError::Read { disk: from.name(), cause },
+        Failure::Stopped => DiskError::Stopped(target.into()),
         Failure::Write(source) => written(source),
     })?;
     to.flush().map_err(written)?;
@@ -50,13 +46,21 @@ pub fn convert(
 enum Failure {
     Read(io::Error),
     Write(io::Error),
+    Stopped,
 }
 
-fn copy(from: &dyn Disk, to: &dyn Disk, progress: &mut dyn FnMut(u64, u64)) -> Result<(), Failure> {
+/// Hears the bytes done and all bytes, and says whether to go on.
+pub type Progress<'p> = dyn FnMut(u64, u64) -> ControlFlow<()> + 'p;
+
+fn copy(from: &dyn Disk, to: &dyn Disk, progress: &mut Progress<'_>) -> Result<(), Failure> {
+    let mut tell = |done, total| match progress(done, total) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(Failure::Stopped),
+    };
     let total = from.size_bytes();
     let mut chunk = vec![0; CHUNK as usize];
     let mut at = 0;
-    progress(0, total);
+    tell(0, total)?;
     while let Some(data) = from.next_data(at).map_err(Failure::Read)? {
         at = data.start;
         while at < data.end {
@@ -71,11 +75,10 @@ fn copy(from: &dyn Disk, to: &dyn Disk, progress: &mut dyn FnMut(u64, u64)) -> R
                 }
             }
             at += bytes;
-            progress(at, total);
+            tell(at, total)?;
         }
     }
-    progress(total, total);
-    Ok(())
+    tell(total, total)
 }
 
 #[cfg(test)]

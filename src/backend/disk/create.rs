@@ -1,17 +1,14 @@
 //! New images.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use imago::file::File as ImageFile;
 use imago::qcow2::Qcow2;
 use imago::{FormatAccess, FormatCreateBuilder};
-use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
-use super::lock::{Held, held, holders};
+use super::draft::Draft;
 use super::qcow2::resolve;
 use super::{Access, DiskError, Format, Image, SECTOR};
 
@@ -58,8 +55,7 @@ pub fn create(new: &NewImage) -> Result<u64, DiskError> {
         return Err(layout("a raw image has no backing file: say --format qcow2"));
     }
     let draft = Draft::begin(&new.path, new.force)?;
-    draft
-        .fill(new.format, bytes, base.as_ref())
+    fill(draft.file(), new.format, bytes, base.as_ref())
         .map_err(|source| DiskError::Write { path: new.path.clone(), cause: source })?;
     draft.publish()?;
     Ok(bytes)
@@ -77,7 +73,7 @@ fn base_of(image: &Path, backing: &Backing) -> Result<Base, DiskError> {
     let wrap = |error| DiskError::Backing { image: image.into(), source: Box::new(error) };
     let format = match backing.format {
         Some(format) => format,
-        None => super::detect(&path).map_err(wrap)?,
+        None => super::detect(&path).map_err(|error| wrap(error.answered_by("--backing-format ")))?,
     };
     let opened = Image { path, format: Some(format), access: Access::READ, follow_backing: true }
         .open()
@@ -85,102 +81,22 @@ fn base_of(image: &Path, backing: &Backing) -> Result<Base, DiskError> {
     Ok(Base { name: backing.name.clone(), format, bytes: opened.size_bytes() })
 }
 
-/// An image that has not got its name yet. Dropped before it is published, it is gone.
-#[derive(Debug)]
-pub(super) struct Draft {
-    pub(super) path: PathBuf,
-    target: PathBuf,
-    file: File,
-    force: bool,
-    published: bool,
-}
-
-impl Draft {
-    /// Makes an empty file beside the one to come.
-    pub(super) fn begin(target: &Path, force: bool) -> Result<Self, DiskError> {
-        let failed = |source| DiskError::Write { path: target.into(), cause: source };
-        check_replaceable(target, force)?;
-        let name = target.file_name().ok_or_else(|| failed(io::Error::other("it has no file name")))?;
-        let mut draft = std::ffi::OsString::from(".");
-        draft.push(name);
-        draft.push(format!(".{}.new", std::process::id()));
-        let path = target.with_file_name(draft);
-        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path);
-        let file = file.map_err(failed)?;
-        Ok(Self { path, target: target.into(), file, force, published: false })
-    }
-
-    /// Makes it an empty disk of `bytes` bytes.
-    fn fill(&self, format: Format, bytes: u64, base: Option<&Base>) -> io::Result<()> {
-        match format {
-            Format::Raw => self.file.set_len(bytes),
-            Format::Qcow2 => {
-                let file = ImageFile::try_from(self.file.try_clone()?)?;
-                let mut image = Qcow2::<ImageFile, FormatAccess<ImageFile>>::create_builder(file).size(bytes);
-                if let Some(base) = base {
-                    image = image.backing(base.name.clone(), base.format.name().to_owned());
-                }
-                image.create()
+/// Makes an empty file an empty disk of `bytes` bytes.
+fn fill(file: &File, format: Format, bytes: u64, base: Option<&Base>) -> io::Result<()> {
+    match format {
+        Format::Raw => file.set_len(bytes),
+        Format::Qcow2 => {
+            let file = ImageFile::try_from(file.try_clone()?)?;
+            let mut image = Qcow2::<ImageFile, FormatAccess<ImageFile>>::create_builder(file).size(bytes);
+            if let Some(base) = base {
+                image = image.backing(base.name.clone(), base.format.name().to_owned());
             }
-        }
-    }
-
-    /// Makes it an empty disk without a base.
-    pub(super) fn fill_empty(&self, format: Format, bytes: u64) -> io::Result<()> {
-        self.fill(format, bytes, None)
-    }
-
-    /// Gives it its name, once all of it is on the medium.
-    pub(super) fn publish(mut self) -> Result<(), DiskError> {
-        let failed = |source| DiskError::Write { path: self.target.clone(), cause: source };
-        self.file.sync_all().map_err(failed)?;
-        check_replaceable(&self.target, self.force)?;
-        let flags = if self.force { RenameFlags::empty() } else { RenameFlags::RENAME_NOREPLACE };
-        match renameat2(AT_FDCWD, &self.path, AT_FDCWD, &self.target, flags) {
-            Ok(()) => {}
-            Err(Errno::EEXIST) => return Err(DiskError::Exists(self.target.clone())),
-            // A file system without RENAME_NOREPLACE: a link does not replace either.
-            Err(Errno::EINVAL) if !self.force => {
-                fs::hard_link(&self.path, &self.target).map_err(failed)?;
-                fs::remove_file(&self.path).map_err(failed)?;
-            }
-            Err(errno) => return Err(failed(errno.into())),
-        }
-        self.published = true;
-        let directory = self.target.parent().filter(|parent| !parent.as_os_str().is_empty());
-        File::open(directory.unwrap_or(Path::new(".")))
-            .and_then(|directory| directory.sync_all())
-            .map_err(failed)
-    }
-}
-
-impl Drop for Draft {
-    fn drop(&mut self) {
-        if !self.published {
-            // It may be gone already; there is nobody to tell.
-            let _ = fs::remove_file(&self.path);
+            image.create()
         }
     }
 }
 
-/// Whether a path is free, or may be replaced: with force, a regular file that nobody has locked.
-fn check_replaceable(target: &Path, force: bool) -> Result<(), DiskError> {
-    let metadata = match target.symlink_metadata() {
-        Ok(metadata) => metadata,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(source) => return Err(DiskError::Write { path: target.into(), cause: source }),
-    };
-    if !force {
-        return Err(DiskError::Exists(target.into()));
-    }
-    if !metadata.is_file() {
-        let source = io::Error::other("what is there is no regular file, and only that is replaced");
-        return Err(DiskError::Write { path: target.into(), cause: source });
-    }
-    let examine = |source| DiskError::Examine { path: target.into(), cause: source };
-    let file = File::open(target).map_err(examine)?;
-    match held(&file).map_err(|errno| examine(errno.into()))? {
-        Held::Free => Ok(()),
-        Held::Shared | Held::Exclusive => Err(DiskError::Locked { path: target.into(), by: holders(&file) }),
-    }
+/// Makes an empty file an empty disk without a base.
+pub(super) fn fill_empty(file: &File, format: Format, bytes: u64) -> io::Result<()> {
+    fill(file, format, bytes, None)
 }

@@ -43,7 +43,7 @@ pub(super) const MAGIC: [u8; 4] = *b"QFI\xfb";
 /// file of its choice, as the backing file of the image it has forged, at the next start.
 ///
 /// # Errors
-/// [`DiskError::Ambiguous`] and [`DiskError::NotQcow2`] when name and beginning disagree; an image that cannot be read.
+/// [`DiskError::Ambiguous`] when name and beginning disagree; an image that cannot be read.
 pub fn detect(path: &Path) -> Result<Format, DiskError> {
     let failed = |source| DiskError::Open { path: path.into(), access: "reading", cause: source };
     let kind = path.metadata().map_err(failed)?;
@@ -54,12 +54,16 @@ pub fn detect(path: &Path) -> Result<Format, DiskError> {
     match (begins_as_qcow2(path).map_err(failed)?, named) {
         (true, true) => Ok(Format::Qcow2),
         (false, false) => Ok(Format::Raw),
-        (true, false) => Err(DiskError::Ambiguous(path.into())),
-        (false, true) => {
-            let reason =
-                "its name says so, but it does not begin as one: say format=raw if that is what it is";
-            Err(DiskError::NotQcow2 { path: path.into(), reason: reason.into() })
-        }
+        (begins, _) => Err(DiskError::Ambiguous { path: path.into(), begins, say: "format=" }),
+    }
+}
+
+/// Whether an image's name *or* its beginning says qcow2.
+pub(super) fn looks_like_qcow2(path: &Path) -> Result<bool, DiskError> {
+    match detect(path) {
+        Ok(format) => Ok(format == Format::Qcow2),
+        Err(DiskError::Ambiguous { .. }) => Ok(true),
+        Err(error) => Err(error),
     }
 }
 
@@ -81,7 +85,7 @@ mod tests {
             ("a.qcow2", true, "qcow2"),
             ("b.QCOW2", true, "qcow2"),
             ("b.img", true, "say format=qcow2, or format=raw if a guest may have written"),
-            ("c.qcow2", false, "say format=raw"),
+            ("c.qcow2", false, "does not begin as such an image: say format=raw"),
         ] {
             let path = directory.path().join(name);
             std::fs::write(&path, if magic { &MAGIC[..] } else { b"MBR" }).unwrap();

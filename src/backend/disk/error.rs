@@ -19,6 +19,17 @@ pub enum DiskError {
     /// It is a directory, a socket, ….
     #[error("the disk {0} is neither a regular file nor a block device")]
     NotADisk(PathBuf),
+    /// It is to be replaced, and somebody has it open.
+    #[error(
+        "{path} is not replaced while it is in use{}: stop who uses it, or choose another name",
+        by_whom(by)
+    )]
+    InUse {
+        /// The image.
+        path: PathBuf,
+        /// The processes that hold locks, where we can see them.
+        by: Vec<String>,
+    },
     /// Somebody else holds its lock.
     #[error(
         "the disk {path} is in use by another VM, or by another disk of this one{}; stop that VM, or open the disk readonly=true everywhere",
@@ -54,12 +65,24 @@ pub enum DiskError {
     )]
     NoDirect(PathBuf),
     /// Bytes and name say different things about its format.
+    #[error("the disk {path} {}", disagreement(*begins, say))]
+    Ambiguous {
+        /// The image.
+        path: PathBuf,
+        /// Whether it is the beginning that says qcow2, and not the name.
+        begins: bool,
+        /// What to write before the format: `format=`, `--format `, ….
+        say: &'static str,
+    },
+    /// A partition that is no raw image.
     #[error(
-        "the disk {0} begins like a qcow2 image but its name does not end in .qcow2: say format=qcow2, or format=raw if a guest may have written that beginning"
+        "the image {0} looks like qcow2 by its name or its beginning, and partitions are raw images: make a raw one with `nestling disk convert`, or say format=raw if it is raw all the same"
     )]
-    Ambiguous(PathBuf),
+    NotRaw(PathBuf),
     /// It is called qcow2 and is none.
-    #[error("the disk {path} is no qcow2 image: {reason}")]
+    #[error(
+        "the disk {path} is no sound qcow2 image: {reason}; go back to a copy of it, or say its right format"
+    )]
     NotQcow2 {
         /// The image.
         path: PathBuf,
@@ -94,21 +117,32 @@ pub enum DiskError {
     #[error("the composite disk cannot be laid out: {0}")]
     Layout(String),
     /// The asynchronous engine that was asked for is not there.
-    #[error("the disk {path} cannot use io_uring: {reason}; leave out io=uring, or write io=threads")]
+    #[error("the disk {disk} cannot use io_uring: {reason}; leave out io=uring, or write io=threads")]
     NoUring {
-        /// The image.
-        path: PathBuf,
+        /// Its name.
+        disk: String,
         /// Why.
         reason: String,
     },
     /// An engine's threads or descriptors cannot be made.
-    #[error("the I/O engine of the disk {path} cannot be started: {}", words(cause))]
+    #[error("the I/O engine of the disk {disk} cannot be started: {}", words(cause))]
     Engine {
-        /// The image.
-        path: PathBuf,
+        /// Its name.
+        disk: String,
         /// The kernel's reason.
         cause: io::Error,
     },
+    /// What it holds cannot be read.
+    #[error("the disk {disk} cannot be read: {}", words(cause))]
+    Read {
+        /// Its name.
+        disk: String,
+        /// The reason.
+        cause: io::Error,
+    },
+    /// Somebody stopped it before it was complete.
+    #[error("{0} is not made: stopped by a signal")]
+    Stopped(PathBuf),
     /// An image cannot be made.
     #[error("the disk {path} cannot be written: {}", words(cause))]
     Write {
@@ -120,6 +154,34 @@ pub enum DiskError {
     /// An image is in the new one's place.
     #[error("{0} exists: choose another name, or replace it with --force")]
     Exists(PathBuf),
+}
+
+impl DiskError {
+    /// The same error, where the question for a format is answered by `say` (`--format `) and not by `format=`.
+    #[must_use]
+    pub fn answered_by(mut self, by: &'static str) -> Self {
+        match &mut self {
+            Self::Ambiguous { say, .. } => *say = by,
+            Self::Backing { source, .. } | Self::Partition { source, .. } => {
+                let inner = std::mem::replace(&mut **source, Self::Layout(String::new()));
+                **source = inner.answered_by(by);
+            }
+            _ => {}
+        }
+        self
+    }
+}
+
+fn disagreement(begins: bool, say: &str) -> String {
+    if begins {
+        format!(
+            "begins like a qcow2 image but its name does not end in .qcow2: say {say}qcow2, or {say}raw if a guest may have written that beginning"
+        )
+    } else {
+        format!(
+            "has a name that ends in .qcow2 but does not begin as such an image: say {say}raw if that is what it is"
+        )
+    }
 }
 
 fn by_whom(by: &[String]) -> String {

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::lock::{Held, held, holders};
 use super::qcow2::header::Header;
-use super::qcow2::{MAX_LAYERS, refuse, resolve};
+use super::qcow2::{MAX_LAYERS, backing_format, refuse, resolve};
 use super::{DiskError, Format, detect};
 
 /// An image and those below it.
@@ -63,7 +63,7 @@ pub fn info(path: &Path, format: Option<Format>) -> Result<ImageInfo, DiskError>
             broken = Some(format!("{} comes again, or there are more than 16 images", path.display()));
             break;
         }
-        match self::layer(&path, format) {
+        match format.and_then(|format| self::layer(&path, Some(format))) {
             Ok((layer, next)) => {
                 layers.push(layer);
                 below = next;
@@ -74,19 +74,14 @@ pub fn info(path: &Path, format: Option<Format>) -> Result<ImageInfo, DiskError>
     Ok(ImageInfo { layers, broken })
 }
 
-/// The image below another one: its path and, if it is said, its format.
-type Below = Option<(PathBuf, Option<Format>)>;
+/// The image below another one: its path and its format, if that can be known.
+type Below = Option<(PathBuf, Result<Format, DiskError>)>;
 
 fn layer(path: &Path, format: Option<Format>) -> Result<(Layer, Below), DiskError> {
     let examine = |source| DiskError::Examine { path: path.into(), cause: source };
     // Also finds out what must not even be opened.
-    let detected = detect(path);
-    let format = match (format, detected) {
-        (Some(format), Ok(_) | Err(DiskError::Ambiguous(_) | DiskError::NotQcow2 { .. })) => format,
-        // Nothing here is opened by what the image says, so that its beginning may decide.
-        (None, Err(DiskError::Ambiguous(_))) => Format::Qcow2,
-        (None, Err(DiskError::NotQcow2 { .. })) => Format::Raw,
-        (None, Ok(format)) => format,
+    let format = match (format, detect(path)) {
+        (Some(format), Ok(_) | Err(DiskError::Ambiguous { .. })) | (None, Ok(format)) => format,
         (_, Err(error)) => return Err(error),
     };
     let mut file = File::open(path).map_err(|source| DiskError::Open {
@@ -117,6 +112,7 @@ fn layer(path: &Path, format: Option<Format>) -> Result<(Layer, Below), DiskErro
     layer.snapshots = Some(header.snapshots);
     let Some(backing) = header.backing else { return Ok((layer, None)) };
     let below = resolve(path, &backing.name)?;
+    let format = backing_format(path, &backing, &below);
     layer.backing = Some(backing.name);
-    Ok((layer, Some((below, backing.format))))
+    Ok((layer, Some((below, format))))
 }

@@ -14,6 +14,7 @@ mod convert;
 mod create;
 mod detect;
 mod direct;
+mod draft;
 mod engine;
 mod error;
 mod info;
@@ -25,13 +26,14 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use self::buffers::Buffers;
 pub use self::composite::{CompositeDisk, Partition};
-pub use self::convert::convert;
+pub use self::convert::{Progress, convert};
 pub use self::create::{Backing, NewImage, create};
+use self::detect::looks_like_qcow2;
 pub use self::detect::{Format, detect};
 pub use self::engine::{Engine, Io, Operation, Request};
 pub use self::error::DiskError;
@@ -46,8 +48,8 @@ pub const SECTOR: u64 = 512;
 /// A disk as a device sees it: bytes at offsets. Requests may come from several threads at once; two that overlap and are
 /// in flight together may be done in either order.
 pub trait Disk: Debug + Send + Sync {
-    /// The image, for messages. A composite disk has the path of its first partition.
-    fn path(&self) -> &Path;
+    /// What it is called in messages: its path, or for a composite disk `partitions LABEL:PATH, LABEL:PATH:ro`.
+    fn name(&self) -> String;
 
     /// Size in bytes, a multiple of [`SECTOR`].
     fn size_bytes(&self) -> u64;
@@ -113,9 +115,10 @@ pub trait Disk: Debug + Send + Sync {
         false
     }
 
-    /// The file and the offset in it where the kernel can do the transfer as it is, if there is such a place.
-    fn place(&self, buffers: &Buffers<'_>, offset: u64) -> Option<Place<'_>> {
-        let _ = (buffers, offset);
+    /// The file and the offset in it where the kernel can do the transfer as it is, if there is such a place. There is none
+    /// for a write to what is read-only.
+    fn place(&self, way: Way, buffers: &Buffers<'_>, offset: u64) -> Option<Place<'_>> {
+        let _ = (way, buffers, offset);
         None
     }
 
@@ -126,6 +129,15 @@ pub trait Disk: Debug + Send + Sync {
 
     /// What it is, for the status: `raw, 1073741824 bytes, read-only`.
     fn description(&self) -> String;
+}
+
+/// Which way a transfer goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// From the disk to the memory.
+    Read,
+    /// From the memory to the disk.
+    Write,
 }
 
 /// Where a transfer happens.
@@ -207,5 +219,7 @@ fn describe(format: &str, disk: &dyn Disk, more: &[&str]) -> String {
     text
 }
 
+#[cfg(test)]
+mod full;
 #[cfg(test)]
 mod model;

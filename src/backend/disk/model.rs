@@ -191,7 +191,7 @@ proptest! {
         let place = Place::new();
         place.raw("a.img", &vec![0x11; 2048 * SECTOR as usize]);
         place.raw("b.img", &vec![0x22; (SECTORS * SECTOR) as usize]);
-        let part = |label: &str, name: &str| Partition { label: label.into(), path: place.path(name), readonly: false };
+        let part = |label: &str, name: &str| Partition { label: label.into(), path: place.path(name), readonly: false, said_raw: false };
         let parts = [part("a", "a.img"), part("b", "b.img")];
         let open = || Arc::new(CompositeDisk::open(&parts, Access::WRITE).unwrap()) as Arc<dyn Disk>;
         // The last 348 sectors of one file and the first 352 of the next, which follow each other without a gap.

@@ -13,7 +13,7 @@ use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::direct::Direct;
 use super::lock::lock;
-use super::{Access, Buffers, Disk, DiskError, Place, SECTOR, check_range, describe, read_only};
+use super::{Access, Buffers, Disk, DiskError, Place, SECTOR, Way, check_range, describe, read_only};
 
 /// The most that is copied at once where the guest's memory does not suit direct I/O.
 const BOUNCE_BYTES: u64 = 1 << 20;
@@ -127,8 +127,8 @@ impl RawDisk {
 }
 
 impl Disk for RawDisk {
-    fn path(&self) -> &Path {
-        &self.path
+    fn name(&self) -> String {
+        self.path.display().to_string()
     }
 
     fn size_bytes(&self) -> u64 {
@@ -228,7 +228,10 @@ impl Disk for RawDisk {
         true
     }
 
-    fn place(&self, buffers: &Buffers<'_>, offset: u64) -> Option<Place<'_>> {
+    fn place(&self, way: Way, buffers: &Buffers<'_>, offset: u64) -> Option<Place<'_>> {
+        if way == Way::Write && self.readonly {
+            return None;
+        }
         check_range(self.size_bytes(), offset, buffers.len()).ok()?;
         let suits = self
             .direct
@@ -248,7 +251,7 @@ impl Disk for RawDisk {
 }
 
 /// The end of a block device is its size, where its metadata says 0.
-fn end_of(mut file: &File) -> io::Result<u64> {
+pub(super) fn end_of(mut file: &File) -> io::Result<u64> {
     file.seek(SeekFrom::End(0))
 }
 
@@ -259,12 +262,6 @@ fn whole_sectors(bytes: u64) -> u64 {
 /// Requests of linux/fs.h to block devices.
 mod ioctl {
     nix::ioctl_write_ptr_bad!(discard, nix::request_code_none!(0x12, 119), [u64; 2]);
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Way {
-    Read,
-    Write,
 }
 
 impl Way {

@@ -13,7 +13,8 @@ pub enum TapError {
     NoDevice,
     /// `/dev/net/tun` is there and cannot be opened.
     #[error(
-        "/dev/net/tun cannot be opened: {0}; the container's device rules must allow it, as privileged: true does"
+        "/dev/net/tun cannot be opened: {}; the container's device rules must allow it, as privileged: true does",
+        crate::spec::in_words(.0)
     )]
     Open(#[source] io::Error),
     /// The tap would have to be made, or is somebody else's.

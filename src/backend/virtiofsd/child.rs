@@ -1,8 +1,9 @@
 //! A process that ends with us, and whose stderr is in our log.
 
+use std::collections::VecDeque;
 use std::ffi::OsString;
-use std::io::{self, BufRead, BufReader, Read};
-use std::os::fd::AsRawFd;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -11,11 +12,23 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-/// A guest can make a program complain without end; the log hears of it so often.
-const MAX_LINES: u32 = 100;
-const MAX_LINE_BYTES: u64 = 1 << 10;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, killpg};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
+use nix::unistd::Pid;
+
+use super::Quotes;
+
+const MAX_LINE_BYTES: usize = 1 << 10;
+/// Its two processes do not say in this order why they fail.
+const LAST_LINES: usize = 3;
+/// What those it leaves behind may still say after its end.
+const MAX_REST_BYTES: usize = 64 << 10;
 /// How long it may take to end by itself after the connection closed.
 const GRACE: Duration = Duration::from_millis(500);
+/// How long it may take to end when it is killed: one that waits for a file system that hangs does not end at all.
+const PATIENCE: Duration = Duration::from_secs(2);
 const STEP: Duration = Duration::from_millis(10);
 
 /// A running process and the thread that reads what it says.
@@ -25,16 +38,23 @@ const STEP: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub(super) struct Child {
     process: Arc<Mutex<process::Child>>,
-    last_line: Arc<Mutex<Option<String>>>,
+    last_lines: Arc<Mutex<VecDeque<String>>>,
     reader: Option<JoinHandle<()>>,
 }
 
 impl Child {
     /// Starts `program --fd=N ARGUMENTS…` where N is `listener`.
-    pub(super) fn spawn(program: &Path, arguments: &[OsString], listener: UnixListener) -> io::Result<Self> {
+    pub(super) fn spawn(
+        program: &Path,
+        arguments: &[OsString],
+        listener: UnixListener,
+        quotes: &Quotes,
+    ) -> io::Result<Self> {
         let mut command = Command::new(program);
         let fd = listener.as_raw_fd();
         command.arg(format!("--fd={fd}")).args(arguments);
+        // Its last words are to be words.
+        command.env("RUST_BACKTRACE", "0");
         // A group of its own: Ctrl-C on our terminal is for us.
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
         let before_exec = move || {
@@ -46,9 +66,9 @@ impl Child {
         };
         // SAFETY: the closure makes system calls only.
         unsafe { command.pre_exec(before_exec) };
-        let last_line = Arc::default();
+        let last_lines = Arc::default();
         let (tell, told) = mpsc::channel();
-        let kept = Arc::clone(&last_line);
+        let (kept, quotes) = (Arc::clone(&last_lines), quotes.clone());
         let read = move || {
             let mut spawned = command.spawn();
             // The process has it now; when the process ends before it takes our connection, nobody is left to take it.
@@ -58,18 +78,30 @@ impl Child {
             let process = spawned.as_ref().ok().map(Arc::clone);
             let _ = tell.send(spawned);
             if let (Some(process), Some(stderr)) = (process, stderr) {
-                log_lines(stderr, &kept);
-                see_out(&process);
+                see_out(&process, stderr, Lines { line: Vec::new(), last: &kept, quotes: &quotes });
             }
         };
         let reader = thread::Builder::new().name("virtiofsd-log".into()).spawn(read)?;
         let process = told.recv().map_err(io::Error::other)??;
-        Ok(Self { process, last_line, reader: Some(reader) })
+        Ok(Self { process, last_lines, reader: Some(reader) })
     }
 
-    /// The last line it wrote to stderr.
-    pub(super) fn last_line(&self) -> Option<String> {
-        lock(&self.last_line).clone()
+    /// The last lines it wrote to stderr. One that is about to end is heard out.
+    pub(super) fn last_words(&self) -> Option<String> {
+        self.wait(GRACE);
+        let lines = lock(&self.last_lines);
+        (!lines.is_empty()).then(|| lines.iter().map(String::as_str).collect::<Vec<_>>().join("; "))
+    }
+
+    /// Waits until it has ended and everything it said was read, but not longer than that.
+    fn wait(&self, longest: Duration) -> bool {
+        let is_over = || self.reader.as_ref().is_none_or(JoinHandle::is_finished);
+        let mut waited = Duration::ZERO;
+        while waited < longest && !is_over() {
+            thread::sleep(STEP);
+            waited += STEP;
+        }
+        is_over()
     }
 
     #[cfg(test)]
@@ -80,50 +112,142 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        let has_ended = || !matches!(lock(&self.process).try_wait(), Ok(None));
-        let mut waited = Duration::ZERO;
-        while waited < GRACE && !has_ended() {
-            thread::sleep(STEP);
-            waited += STEP;
+        if !self.wait(GRACE) {
+            // It is reaped under the same lock: the number is still its own.
+            let process = lock(&self.process);
+            if !has_ended(process.id()) {
+                kill_group(&process);
+            }
         }
-        let _ = lock(&self.process).kill();
+        if !self.wait(PATIENCE) {
+            return tracing::warn!(
+                "virtiofsd (process {}) does not end although it is killed: what it shares hangs, and it is left behind",
+                lock(&self.process).id()
+            );
+        }
         if let Some(reader) = self.reader.take() {
             let _ = reader.join();
         }
     }
 }
 
-/// Waits for its end, without keeping anybody from killing it.
-fn see_out(process: &Mutex<process::Child>) {
-    loop {
-        match lock(process).try_wait() {
-            Ok(None) => {}
-            Ok(Some(status)) if status.success() => return,
-            Ok(Some(status)) => return tracing::warn!("virtiofsd ended: {status}"),
+/// Logs what it says until its end, ends whoever it leaves behind, and reaps it. In a sandbox of namespaces it is two processes,
+/// the second of which would be an orphan: nobody's, or ours, when we are PID 1.
+fn see_out(process: &Mutex<process::Child>, mut stderr: ChildStderr, mut lines: Lines<'_>) {
+    let id = lock(process).id();
+    let end = process_descriptor(id).ok();
+    let (mut speaks, mut is_over, mut rest) = (true, false, MAX_REST_BYTES);
+    let mut buffer = [0; 4096];
+    while speaks || !is_over {
+        let mut watched = Vec::with_capacity(2);
+        if speaks {
+            watched.push(PollFd::new(stderr.as_fd(), PollFlags::POLLIN));
+        }
+        if let Some(end) = end.as_ref().filter(|_| !is_over) {
+            watched.push(PollFd::new(end.as_fd(), PollFlags::POLLIN));
+        }
+        let must_look = end.is_none() || is_over;
+        let longest =
+            if must_look { STEP.try_into().unwrap_or(PollTimeout::ZERO) } else { PollTimeout::NONE };
+        match poll(&mut watched, longest) {
+            Ok(_) | Err(Errno::EINTR) => {}
             Err(_) => return,
         }
-        thread::sleep(STEP);
+        let said = speaks && watched.first().is_some_and(|fd| fd.any().unwrap_or(false));
+        drop(watched);
+        if said {
+            match stderr.read(&mut buffer) {
+                Ok(len @ 1..) if rest > 0 => {
+                    lines.push(buffer.get(..len).unwrap_or_default());
+                    rest -= if is_over { len.min(rest) } else { 0 };
+                }
+                _ => speaks = false,
+            }
+        } else if is_over {
+            speaks = false;
+        }
+        if !is_over && has_ended(id) {
+            is_over = true;
+            kill_group(&lock(process));
+        }
+    }
+    lines.finish();
+    match lock(process).wait() {
+        Ok(status) if !status.success() => lines.quotes.warn(&format!("virtiofsd ended: {status}")),
+        _ => {}
+    }
+    reap_group(id);
+}
+
+/// Whether it has ended. It stays a zombie: until it is reaped, nobody else gets its number.
+fn has_ended(id: u32) -> bool {
+    let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    !matches!(
+        waitid(Id::Pid(Pid::from_raw(id.cast_signed())), look),
+        Ok(WaitStatus::StillAlive) | Err(Errno::EINTR)
+    )
+}
+
+/// Kills it and those it started. It must not have been reaped.
+fn kill_group(process: &process::Child) {
+    let _ = killpg(Pid::from_raw(process.id().cast_signed()), Signal::SIGKILL);
+}
+
+/// Reaps those of its group that became our children when it ended.
+fn reap_group(id: u32) {
+    let mut waited = Duration::ZERO;
+    while waited < PATIENCE {
+        match waitpid(Pid::from_raw(-id.cast_signed()), Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) => thread::sleep(STEP),
+            Ok(_) | Err(Errno::EINTR) => continue,
+            Err(_) => return,
+        }
+        waited += STEP;
     }
 }
 
-fn log_lines(stderr: ChildStderr, last_line: &Mutex<Option<String>>) {
-    let mut reader = BufReader::new(stderr);
-    let mut lines = 0_u32;
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        match reader.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line) {
-            Ok(0) | Err(_) => return,
-            Ok(_) => {}
+/// A descriptor that can be read when the process has ended (pidfd_open(2)).
+fn process_descriptor(id: u32) -> io::Result<OwnedFd> {
+    // SAFETY: no memory is involved.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, id, 0) };
+    match i32::try_from(fd) {
+        // SAFETY: the kernel made the descriptor just now, close-on-exec, and it is nobody else's.
+        Ok(fd @ 0..) => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Cuts what it says into lines for the log.
+struct Lines<'a> {
+    line: Vec<u8>,
+    quotes: &'a Quotes,
+    last: &'a Mutex<VecDeque<String>>,
+}
+
+impl Lines<'_> {
+    fn push(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            if byte == b'\n' || self.line.len() >= MAX_LINE_BYTES {
+                self.finish();
+            }
+            if byte != b'\n' {
+                self.line.push(byte);
+            }
         }
-        let text = String::from_utf8_lossy(&line).trim_end().to_owned();
-        lines = lines.saturating_add(1);
-        if lines < MAX_LINES {
-            tracing::warn!("virtiofsd: {text}");
-        } else if lines == MAX_LINES {
-            tracing::warn!("virtiofsd: it goes on, and is not quoted any more");
+    }
+
+    fn finish(&mut self) {
+        let text = String::from_utf8_lossy(&self.line).trim_end().to_owned();
+        self.line.clear();
+        if text.is_empty() {
+            return;
         }
-        *lock(last_line) = Some(text);
+        self.quotes.warn(&format!("virtiofsd: {text}"));
+        let mut last = lock(self.last);
+        if last.len() == LAST_LINES {
+            last.pop_front();
+        }
+        last.push_back(text);
     }
 }
 

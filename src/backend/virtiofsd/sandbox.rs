@@ -20,16 +20,23 @@ const CAP_SYS_ADMIN: u64 = 1 << 21;
 impl Sandbox {
     /// The strongest one that this process may make: a privileged pod has namespaces, a pod's root user has chroot. A root
     /// directory that is the kernel's own rootfs (an initramfs) cannot be pivoted away.
-    pub(super) fn possible_here() -> Self {
+    #[must_use]
+    pub fn possible_here() -> Self {
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-        let sandbox = Self::possible(&status, &mounts);
-        if sandbox == Self::None {
-            tracing::warn!(
-                "virtiofsd runs without a sandbox of its own: this process has neither CAP_SYS_ADMIN nor CAP_SYS_CHROOT"
-            );
-        }
-        sandbox
+        Self::possible(&status, &mounts)
+    }
+
+    /// The next one to try where virtiofsd fails to make this one, for that reason: a seccomp profile or AppArmor can forbid
+    /// what a capability allows.
+    #[must_use]
+    pub fn instead(self, last_words: &str) -> Option<Self> {
+        let weaker = match self {
+            Self::Namespace => Self::Chroot,
+            Self::Chroot => Self::None,
+            Self::None => return None,
+        };
+        last_words.contains("sandbox").then_some(weaker)
     }
 
     fn possible(status: &str, mounts: &str) -> Self {
@@ -51,7 +58,8 @@ impl Sandbox {
     }
 
     /// Its name for virtiofsd.
-    pub(super) fn name(self) -> &'static str {
+    #[must_use]
+    pub fn name(self) -> &'static str {
         match self {
             Self::Namespace => "namespace",
             Self::Chroot => "chroot",
@@ -78,5 +86,16 @@ mod tests {
             let status = format!("Name:\tnestling\nCapEff:\t{capabilities}\n");
             assert_eq!(Sandbox::possible(&status, mounts), expected, "{capabilities} {mounts}");
         }
+    }
+
+    #[test]
+    fn a_sandbox_that_is_forbidden_is_followed_by_a_weaker_one_and_other_failures_by_none() {
+        let forbidden = "Error entering sandbox: Unshare(Os { code: 1, kind: PermissionDenied })";
+        assert_eq!(Sandbox::Namespace.instead(forbidden), Some(Sandbox::Chroot));
+        assert_eq!(Sandbox::Chroot.instead(forbidden), Some(Sandbox::None));
+        assert_eq!(Sandbox::None.instead(forbidden), None);
+        let in_another_order = format!("{forbidden}; thread 'main' panicked; called `Result::unwrap()`");
+        assert_eq!(Sandbox::Namespace.instead(&in_another_order), Some(Sandbox::Chroot));
+        assert_eq!(Sandbox::Namespace.instead("no such directory"), None);
     }
 }

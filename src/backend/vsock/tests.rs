@@ -3,8 +3,6 @@
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::os::unix::process::CommandExt;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -116,46 +114,4 @@ fn an_alarm_comes_and_a_later_one_does_not_delay_it() {
     host.set_alarm(Some(now + Duration::from_secs(3600)), now);
     assert_eq!(next(&mut host), HostEvent::Alarm);
     assert!(now.elapsed() >= Duration::from_millis(20));
-}
-
-/// Runs the test below in a process of its own, whose descriptors can be used up.
-#[test]
-fn without_descriptors_who_connects_is_turned_away() {
-    let mut child = Command::new(std::env::current_exe().unwrap());
-    child.args(["--exact", "--ignored", "--test-threads=1"]);
-    child.arg("backend::vsock::tests::inner_without_descriptors");
-    // SAFETY: between fork and exec this makes one system call.
-    unsafe {
-        child.pre_exec(|| {
-            nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, 64, 64)?;
-            Ok(())
-        });
-    }
-    let output = child.output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && said.contains("1 passed"), "{said}");
-}
-
-#[test]
-#[ignore = "run by without_descriptors_who_connects_is_turned_away"]
-fn inner_without_descriptors() {
-    let (_directory, listener) = listener();
-    let path = listener.path().to_owned();
-    let mut host = UnixHost::new(Arc::new(listener)).unwrap();
-    let mut turned_away = UnixStream::connect(&path).unwrap();
-    let mut taken = Vec::new();
-    while let Ok(file) = std::fs::File::open("/dev/null") {
-        taken.push(file);
-    }
-    let now = Instant::now();
-    assert_eq!(next(&mut host), HostEvent::Knock);
-    assert_eq!(host.accept(now).unwrap().unwrap_err().kind(), ErrorKind::ConnectionAborted);
-    assert_eq!(turned_away.read(&mut [0; 8]).unwrap(), 0);
-    assert!(host.accept(now).is_none());
-    assert!(host.connect(7).is_err(), "no descriptor for the guest either");
-
-    // And as soon as there is one, everything is as it was.
-    taken.truncate(taken.len() / 2);
-    let _program = UnixStream::connect(&path).unwrap();
-    assert!(host.accept(now).unwrap().is_ok());
 }

@@ -47,8 +47,8 @@ impl From<std::os::unix::net::UnixStream> for UnixStreamEnd {
 impl Stream for UnixStreamEnd {
     fn read(&mut self, room: &[VolatileSlice<'_>]) -> io::Result<usize> {
         let call = |message: &mut libc::msghdr| {
-            // SAFETY: the message's vectors are guest memory that `transfer` keeps mapped; the guest may change it at any time,
-            // but no Rust reference to it exists.
+            // SAFETY: the message's vectors are guest memory, mapped as long as the slices they are made of; the guest may
+            // change it at any time, but no Rust reference to it exists.
             unsafe { libc::recvmsg(self.0.as_raw_fd(), message, libc::MSG_DONTWAIT) }
         };
         transfer(room, call)
@@ -121,11 +121,11 @@ fn transfer(
     buffers: &[VolatileSlice<'_>],
     mut call: impl FnMut(&mut libc::msghdr) -> libc::ssize_t,
 ) -> io::Result<usize> {
-    let guards: Vec<_> = buffers.iter().take(MAX_VECTORS).map(VolatileSlice::ptr_guard_mut).collect();
-    let mut vectors: Vec<libc::iovec> = guards
-        .iter()
-        .map(|guard| libc::iovec { iov_base: guard.as_ptr().cast(), iov_len: guard.len() })
-        .collect();
+    let vector = |slice: &VolatileSlice<'_>| libc::iovec {
+        iov_base: slice.ptr_guard_mut().as_ptr().cast(),
+        iov_len: slice.len(),
+    };
+    let mut vectors: Vec<_> = buffers.iter().take(MAX_VECTORS).map(vector).collect();
     // SAFETY: zero is a value of every field.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_iov = vectors.as_mut_ptr();

@@ -1,24 +1,27 @@
 //! A device's view of one virtqueue: take a chain, give it back, interrupt when the driver asked for it.
 
+mod chain;
+mod ring;
+
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
-use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
+pub use self::chain::{Chain, Reader, Writer, runs};
+use self::ring::Ring;
 use super::Fault;
 use super::common::QueueSetup;
+use crate::devices::eventfd;
 use crate::devices::pci::msix::Msix;
 
 /// ISR status: a queue was used (virtio 1.2 §4.1.4.5).
 pub const ISR_QUEUE: u8 = 1;
 /// ISR status: the configuration changed.
 pub const ISR_CONFIG: u8 = 2;
-
-/// One descriptor chain, borrowed from guest memory.
-pub type Chain<'m> = DescriptorChain<&'m GuestMemoryMmap>;
 
 /// Signals one of a function's interrupts.
 #[derive(Debug, Clone)]
@@ -73,8 +76,9 @@ impl From<u32> for Fate {
 /// One virtqueue the driver enabled.
 #[derive(Debug)]
 pub struct DeviceQueue {
+    /// Its place and size, as the driver set them.
     queue: Queue,
-    memory: GuestMemoryMmap,
+    ring: Ring,
     interrupt: Interrupt,
     notify: EventFd,
     /// How often the doorbell was rung by us.
@@ -106,23 +110,27 @@ impl Leave {
     }
 }
 
-/// VIRTQ_AVAIL_F_NO_INTERRUPT (virtio 1.2 §2.7.7).
-const NO_INTERRUPT: u16 = 1;
-
 impl DeviceQueue {
-    /// A queue whose rings were checked to lie in `memory`. `notify` is its doorbell.
-    #[must_use]
-    pub fn new(queue: Queue, memory: GuestMemoryMmap, interrupt: Interrupt, notify: EventFd) -> Self {
-        Self {
+    /// A queue whose rings lie in `memory`. `notify` is its doorbell.
+    ///
+    /// # Errors
+    /// When they do not, each in one run.
+    pub fn new(
+        queue: Queue,
+        memory: GuestMemoryMmap,
+        interrupt: Interrupt,
+        notify: EventFd,
+    ) -> Result<Self, Fault> {
+        Ok(Self {
+            ring: Ring::new(&queue, memory)?,
             queue,
-            memory,
             interrupt,
             notify,
             own_rings: 0,
             kept: 0,
             unannounced: 0,
             leave: Leave::default(),
-        }
+        })
     }
 
     /// The doorbell.
@@ -131,7 +139,7 @@ impl DeviceQueue {
         &self.notify
     }
 
-    /// The ring itself, for a device whose queues the kernel or another process serves.
+    /// Where the rings are and how large, for a device whose queues the kernel or another process serves.
     #[must_use]
     pub fn ring(&self) -> &Queue {
         &self.queue
@@ -153,7 +161,7 @@ impl DeviceQueue {
     /// Rings the doorbell ourselves: the queue is to be served again.
     pub fn ring_again(&mut self) {
         // Fails only when the doorbell's counter is full, and then it rings anyway.
-        if self.notify.write(1).is_ok() {
+        if eventfd::ring(&self.notify) {
             self.own_rings = self.own_rings.saturating_add(1);
         }
     }
@@ -170,12 +178,11 @@ impl DeviceQueue {
         &mut self,
         mut serve: impl FnMut(&GuestMemoryMmap, Chain<'_>) -> Result<F, Fault>,
     ) -> Result<(), Fault> {
-        let mut budget = self.queue.size();
+        let mut budget = self.ring.size();
         loop {
-            self.queue.disable_notification(&self.memory)?;
-            while let Some(chain) = self.queue.iter(&self.memory)?.next() {
-                let head = chain.head_index();
-                match serve(&self.memory, chain)?.into() {
+            self.ring.mute()?;
+            while let Some(head) = self.ring.take()? {
+                match serve(self.ring.memory(), self.ring.chain(head))?.into() {
                     Fate::Used(written) => self.give_back(head, written)?,
                     Fate::Kept => self.keep()?,
                     Fate::Later => {
@@ -189,7 +196,7 @@ impl DeviceQueue {
                 }
             }
             self.announce()?;
-            if !self.queue.enable_notification(&self.memory)? || self.leave.is_asked() {
+            if !self.ring.listen()? || self.leave.is_asked() {
                 return Ok(());
             }
             if budget == 0 {
@@ -205,11 +212,10 @@ impl DeviceQueue {
     /// # Errors
     /// A broken ring.
     pub fn pop(&mut self) -> Result<Option<Chain<'_>>, Fault> {
-        let available = self.queue.avail_idx(&self.memory, Ordering::Acquire)?.0;
-        if available == self.queue.next_avail() && !self.queue.enable_notification(&self.memory)? {
+        if !self.ring.has_more()? && !self.ring.listen()? {
             return Ok(None);
         }
-        Ok(self.queue.iter(&self.memory)?.next())
+        self.pop_quietly()
     }
 
     /// As [`DeviceQueue::pop`], for a device that has enough to go on with: the driver is not asked to ring.
@@ -217,19 +223,18 @@ impl DeviceQueue {
     /// # Errors
     /// A broken ring.
     pub fn pop_quietly(&mut self) -> Result<Option<Chain<'_>>, Fault> {
-        Ok(self.queue.iter(&self.memory)?.next())
+        Ok(self.ring.take()?.map(|head| self.ring.chain(head)))
     }
 
     /// Leaves the last `count` popped chains in the ring after all.
     pub fn put_back(&mut self, count: u16) {
-        let next = self.queue.next_avail().wrapping_sub(count);
-        self.queue.set_next_avail(next);
+        self.ring.put_back(count);
     }
 
     /// Guest memory.
     #[must_use]
     pub fn memory(&self) -> &GuestMemoryMmap {
-        &self.memory
+        self.ring.memory()
     }
 
     /// Serves at most one chain; `false` when there is none.
@@ -240,14 +245,12 @@ impl DeviceQueue {
         &mut self,
         serve: impl FnOnce(&GuestMemoryMmap, Chain<'_>) -> Result<u32, Fault>,
     ) -> Result<bool, Fault> {
-        let mut next = self.queue.iter(&self.memory)?.next();
         // Nothing there: the driver is to ring when there is, and may have added a chain before it could know.
-        if next.is_none() && self.queue.enable_notification(&self.memory)? {
-            next = self.queue.iter(&self.memory)?.next();
+        if !self.ring.has_more()? && !self.ring.listen()? {
+            return Ok(false);
         }
-        let Some(chain) = next else { return Ok(false) };
-        let head = chain.head_index();
-        let written = serve(&self.memory, chain)?;
+        let Some(head) = self.ring.take()? else { return Ok(false) };
+        let written = serve(self.ring.memory(), self.ring.chain(head))?;
         self.give_back(head, written)?;
         self.announce()?;
         Ok(true)
@@ -256,7 +259,7 @@ impl DeviceQueue {
     /// A driver that makes more chains available than its ring has descriptors offers some of them twice.
     fn keep(&mut self) -> Result<(), Fault> {
         self.kept = self.kept.saturating_add(1);
-        if self.kept <= self.queue.size() { Ok(()) } else { Err(Fault::Chain("a chain is offered twice")) }
+        if self.kept <= self.ring.size() { Ok(()) } else { Err(Fault::Chain("a chain is offered twice")) }
     }
 
     /// Chains kept and not yet given back.
@@ -279,9 +282,7 @@ impl DeviceQueue {
     /// # Errors
     /// A broken ring.
     pub fn give_back(&mut self, head: u16, written: u32) -> Result<(), Fault> {
-        self.queue.add_used(&self.memory, head, written)?;
-        self.unannounced = self.unannounced.wrapping_add(1);
-        Ok(())
+        self.give_back_together(&[(head, written)])
     }
 
     /// Gives popped chains back that belong together: the driver sees all of them or none.
@@ -289,22 +290,10 @@ impl DeviceQueue {
     /// # Errors
     /// A broken ring.
     pub fn give_back_together(&mut self, used: &[(u16, u32)]) -> Result<(), Fault> {
-        let Some((&(last, last_written), first)) = used.split_last() else { return Ok(()) };
-        let mut next = self.queue.next_used();
-        for &(head, written) in first {
-            let place = u64::from(next.checked_rem(self.queue.size()).unwrap_or(0));
-            // Flags and index come before the elements of 8 bytes (virtio 1.2 §2.7.8).
-            let element = self.queue.used_ring().saturating_add(4).saturating_add(place.saturating_mul(8));
-            let id_and_length = u64::from(head) | u64::from(written) << 32;
-            self.memory
-                .write_obj(id_and_length.to_le(), GuestAddress(element))
-                .map_err(virtio_queue::Error::GuestMemory)?;
-            next = next.wrapping_add(1);
-            self.unannounced = self.unannounced.wrapping_add(1);
-        }
-        self.queue.set_next_used(next);
-        // This one moves the index the driver looks at, over all of them.
-        self.give_back(last, last_written)
+        self.ring.give_back(used)?;
+        // Modulo 2^16, as the ring counts.
+        self.unannounced = self.unannounced.wrapping_add(used.len() as u16);
+        Ok(())
     }
 
     /// Interrupts the driver if chains were given back and it wants to know.
@@ -313,30 +302,10 @@ impl DeviceQueue {
     /// A broken ring.
     pub fn announce(&mut self) -> Result<(), Fault> {
         let added = std::mem::take(&mut self.unannounced);
-        if added != 0 && self.wants_interrupt(added)? {
+        if added != 0 && self.ring.wants_interrupt(added)? {
             self.interrupt.signal();
         }
         Ok(())
-    }
-
-    /// Whether the driver wants to hear of the last `added` chains: with EVENT_IDX, when the one it named is among them
-    /// (virtio 1.2 §2.7.7.2); without, unless its flag says no.
-    fn wants_interrupt(&self, added: u16) -> Result<bool, Fault> {
-        // What the driver wrote before it looked at the index that we have moved.
-        fence(Ordering::SeqCst);
-        let available = self.queue.avail_ring();
-        if self.queue.event_idx_enabled() {
-            let used_event =
-                available.saturating_add(4).saturating_add(u64::from(self.queue.size()).saturating_mul(2));
-            let before_event = self.load(used_event)?.wrapping_add(1);
-            return Ok(self.queue.next_used().wrapping_sub(before_event) < added);
-        }
-        Ok(self.load(available)? & NO_INTERRUPT == 0)
-    }
-
-    fn load(&self, address: u64) -> Result<u16, Fault> {
-        let value = self.memory.load(GuestAddress(address), Ordering::Relaxed);
-        Ok(value.map(u16::from_le).map_err(virtio_queue::Error::GuestMemory)?)
     }
 }
 

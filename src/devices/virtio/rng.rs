@@ -5,10 +5,7 @@ use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use virtio_queue::Writer;
-use vm_memory::GuestMemoryMmap;
-
-use super::queue::{Chain, Fate, Queues};
+use super::queue::{Chain, Fate, Queues, Writer};
 use super::{Counters, Fault, HostSource, Kind, Lane, Listen, QueueHandler, Start, VirtioDevice};
 use crate::devices::rate_limit::{Admission, Rate, RateLimit};
 
@@ -74,8 +71,8 @@ struct RngHandler(Arc<Shared>);
 
 impl RngHandler {
     /// Fills one chain, unless the limit has it wait.
-    fn serve(&self, memory: &GuestMemoryMmap, chain: Chain<'_>) -> Result<Fate, Fault> {
-        let mut writer = chain.writer(memory)?;
+    fn serve(&self, chain: Chain<'_>) -> Result<Fate, Fault> {
+        let mut writer = chain.writer()?;
         let wanted = writer.available_bytes().min(MAX_REQUEST_BYTES);
         if let Some(mut limit) = self.0.limit()
             && limit.admit(wanted as u64) == Admission::Wait
@@ -91,7 +88,7 @@ impl RngHandler {
 impl QueueHandler for RngHandler {
     fn on_queue(&mut self, queues: &mut Queues, index: usize) -> Result<(), Fault> {
         let Some(queue) = queues.get(index) else { return Ok(()) };
-        queue.serve(|memory, chain| self.serve(memory, chain))
+        queue.serve(|_, chain| self.serve(chain))
     }
 
     fn host_sources(&self) -> Vec<HostSource> {

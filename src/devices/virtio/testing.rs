@@ -111,7 +111,8 @@ impl Driver {
             isr: Arc::new(AtomicU8::new(0)),
             cause: ISR_QUEUE,
         };
-        DeviceQueue::new(queue, self.memory.clone(), interrupt, EventFd::new(libc::EFD_NONBLOCK).unwrap())
+        let bell = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        DeviceQueue::new(queue, self.memory.clone(), interrupt, bell).unwrap()
     }
 
     /// Descriptor table, available ring, used ring (virtio 1.2 §2.7).

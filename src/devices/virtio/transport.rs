@@ -14,7 +14,8 @@ mod wired;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::Instant;
 
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
@@ -30,6 +31,7 @@ use super::queue::{DeviceQueue, ISR_CONFIG, ISR_QUEUE, Interrupt, Queues, ring};
 use super::worker::{OnFault, Workers};
 use super::{Counters, F_EVENT_IDX, F_VERSION_1, Fault, Kind, Start, VirtioDevice};
 use crate::devices::complaints::Complaints;
+use crate::devices::eventfd;
 use crate::devices::pci::config::ConfigSpace;
 use crate::devices::pci::msix::{self, Msix};
 use crate::devices::pci::root::PciFunction;
@@ -143,11 +145,17 @@ impl VirtioPci {
         self.reset(&mut self.lock());
     }
 
-    /// Lets the workers finish what they have begun and rest. The vCPUs rest already: nobody resets the device meanwhile.
+    /// Asks the workers to finish what they have begun and to rest. The vCPUs rest already: nobody resets the device meanwhile.
     pub fn pause(&self) {
         if let Some(workers) = &self.lock().workers {
             workers.pause();
         }
+    }
+
+    /// Waits until the workers rest, or until `deadline`; whether they do.
+    #[must_use]
+    pub fn wait_for_rest(&self, deadline: Instant) -> bool {
+        self.lock().workers.as_ref().is_none_or(|workers| workers.wait_for_rest(deadline))
     }
 
     /// Lets the workers go on.
@@ -160,6 +168,21 @@ impl VirtioPci {
     /// Tells the driver that the device's configuration structure has changed.
     pub fn announce_config_change(&self) {
         self.config_change.announce();
+    }
+
+    /// Whether a vCPU is at its registers in this moment: for long, only while it waits for a worker.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        matches!(self.inner.try_lock(), Err(TryLockError::WouldBlock))
+    }
+
+    /// What it is, with what is behind it.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        match self.device.backend() {
+            Some(backend) => format!("{} {backend}", self.kind.name),
+            None => self.kind.name.to_owned(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -212,7 +235,7 @@ impl VirtioPci {
         }
         self.active.store(false, Ordering::Relaxed);
         for doorbell in &self.doorbells {
-            let _ = doorbell.read();
+            let _ = eventfd::take(doorbell);
         }
         self.isr.store(0, Ordering::Relaxed);
         self.msix.forget_pending();
@@ -235,7 +258,7 @@ impl VirtioPci {
                 cause: ISR_QUEUE,
             };
             let doorbell = doorbell.try_clone().map_err(Fault::Host)?;
-            Ok(Some(DeviceQueue::new(queue, self.memory.clone(), interrupt, doorbell)))
+            DeviceQueue::new(queue, self.memory.clone(), interrupt, doorbell).map(Some)
         };
         common.queues().iter().zip(&self.doorbells).map(collect).collect::<Result<_, _>>().map(Queues)
     }
@@ -268,7 +291,7 @@ impl VirtioPci {
             MSIX_PAGE => self.msix.write_table(register, data),
             DOORBELL_PAGE => {
                 if let Some(doorbell) = self.doorbells.get(register / DOORBELL_STRIDE) {
-                    let _ = doorbell.write(1);
+                    let _ = eventfd::ring(doorbell);
                 }
             }
             _ => {}

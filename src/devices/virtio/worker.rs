@@ -7,6 +7,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -72,10 +73,11 @@ impl Post {
         self.changed.notify_all();
     }
 
-    /// Waits until the worker serves no queue.
-    fn wait_for_rest(&self) {
+    /// Waits until the worker serves no queue, at most so long; whether it does not.
+    fn wait_for_rest(&self, patience: Duration) -> bool {
         let serving = |state: &mut (Order, Place)| state.1 == Place::Running;
-        drop(self.changed.wait_while(self.lock(), serving));
+        let waited = self.changed.wait_timeout_while(self.lock(), patience, serving);
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 
     /// The worker rests until it gets another order than to rest, which is returned.
@@ -150,13 +152,19 @@ impl Workers {
         Ok(all)
     }
 
-    /// Lets every worker finish what it has begun and rest; returns when they do.
+    /// Asks every worker to finish what it has begun and to rest.
     pub fn pause(&self) {
         self.order(Order::Rest);
-        self.workers.iter().for_each(|(_, post)| post.wait_for_rest());
     }
 
-    /// Lets them go on.
+    /// Waits until every worker rests, or until `deadline`; whether they do.
+    #[must_use]
+    pub fn wait_for_rest(&self, deadline: Instant) -> bool {
+        let rests = |post: &Post| post.wait_for_rest(deadline.saturating_duration_since(Instant::now()));
+        self.workers.iter().all(|(_, post)| rests(post))
+    }
+
+    /// Lets them go on: also those that have not come to rest yet.
     pub fn resume(&self) {
         self.order(Order::Run);
     }

@@ -11,6 +11,8 @@ use super::DiskConfig;
 
 /// VIRTIO_BLK_ID_BYTES (virtio 1.2 §5.2.6).
 const MAX_SERIAL: usize = 20;
+/// What udev keeps in a file name beside letters and digits (systemd's `udev_replace_chars`).
+const SERIAL_SIGNS: &[u8] = b"#+-.:=@_";
 /// As many as vCPUs: more queues than that wait for each other.
 const MAX_QUEUES: u16 = 32;
 /// Entries of the partition table, and UTF-16 units of a name in it.
@@ -76,7 +78,10 @@ fn source(given: &Given<DiskConfig>, refuse: &impl Fn(String) -> SpecError) -> R
         (false, false) if format == Some(DiskFormat::Qcow2) => {
             Err(refuse("partitions are raw images: leave out format, or convert them".to_owned()))
         }
-        (false, false) => partitions(given, refuse).map(DiskSource::Partitions),
+        (false, false) => {
+            let partitions = partitions(given, refuse)?;
+            Ok(DiskSource::Partitions { partitions, said_raw: format.is_some() })
+        }
     }
 }
 
@@ -121,10 +126,13 @@ fn choose<T: Copy>(text: Option<&str>, key: &str, choices: &[(&str, T)]) -> Resu
     }
 }
 
+/// A serial number that Linux shows as it is, in `/dev/disk/by-id/virtio-SERIAL` too: udev makes a directory of what stands
+/// before a slash, and writes `_` for characters it does not like.
 fn serial(text: &str) -> Result<String, String> {
-    if text.is_empty() || text.len() > MAX_SERIAL || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+    let fits = (1..=MAX_SERIAL).contains(&text.len());
+    if !fits || !text.bytes().all(|byte| byte.is_ascii_alphanumeric() || SERIAL_SIGNS.contains(&byte)) {
         return Err(format!(
-            "`serial` has 1 to 20 letters, digits and signs, and `{}` does not",
+            "`serial` is 1 to 20 letters, digits and signs of `#+-.:=@_`, which udev keeps in /dev/disk/by-id, and `{}` is not",
             text.escape_debug()
         ));
     }
@@ -221,6 +229,9 @@ mod tests {
             (",serial=", "1 to 20"),
             (",serial=a b", "1 to 20"),
             (",serial=123456789012345678901", "1 to 20"),
+            (",serial=a/b", "which udev keeps in /dev/disk/by-id, and `a/b` is not"),
+            (",serial=a\\b", "1 to 20"),
+            (",serial=a*", "1 to 20"),
             (",queues=0", "`queues` is 1 to 32, or auto"),
             (",queues=33", "`queues` is 1 to 32, or auto"),
             (",bytes-per-second=0", "`bytes-per-second` is a number"),
@@ -245,9 +256,13 @@ mod tests {
         };
         let disk = |partitions: Vec<PartitionConfig>| DiskConfig { partitions, ..DiskConfig::default() };
         let planned = plan(disk(vec![part("a"), part("b")])).expect("plan");
-        let DiskSource::Partitions(parts) = &planned.source else { panic!("partitions") };
+        let DiskSource::Partitions { partitions: parts, said_raw } = &planned.source else {
+            panic!("partitions")
+        };
+        assert!(!said_raw);
+        let raw = DiskConfig { format: Some("raw".into()), ..disk(vec![part("a")]) };
+        assert!(matches!(plan(raw).expect("plan").source, DiskSource::Partitions { said_raw: true, .. }));
         assert_eq!((parts.len(), parts[1].label.as_str(), parts[1].readonly), (2, "b", true));
-        assert_eq!(planned.path(), file.path());
         let missing = PartitionConfig { path: "/gone".into(), ..part("c") };
         for (config, text) in [
             (disk(vec![]), "neither a path nor partitions"),

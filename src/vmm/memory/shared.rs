@@ -34,25 +34,23 @@ impl Shared {
                 Err(error) => format!("its hugetlb pages are refused ({error})"),
             }
         } else {
-            format!("{} of the {needed} hugetlb pages it needs are free", offer.free_pages)
+            format!("of the {needed} hugetlb pages it needs, {} are free", offer.free_pages)
         };
-        let pages = match offer.shmem_enabled.as_str() {
-            "always" | "within_size" | "advise" | "force" => {
-                "transparent huge pages where the kernel finds some"
-            }
-            _ => "4 KiB pages",
-        };
-        let cost = format!(
-            "shared memory instead of THP-backed anonymous RAM has {pages}: {refused}, and \
-             /sys/kernel/mm/transparent_hugepage/shmem_enabled is `{}`; every first touch of a page costs a nested guest \
-             dearly, so give the node hugetlb pages (vm.nr_hugepages) and the pod a `hugepages-2Mi` limit, or write \
-             `advise` to shmem_enabled",
-            offer.shmem_enabled
-        );
-        let file = memfd(c"guest-ram", bytes, 0)?;
-        let cost = (pages == "4 KiB pages").then_some(cost);
-        Ok(Self { file, backing: Backing { name: "memfd", cost } })
+        let has_huge_pages =
+            matches!(offer.shmem_enabled.as_str(), "always" | "within_size" | "advise" | "force");
+        let cost = (!has_huge_pages).then(|| costly(needed, &refused, &offer.shmem_enabled));
+        Ok(Self { file: memfd(c"guest-ram", bytes, 0)?, backing: Backing { name: "memfd", cost } })
     }
+}
+
+/// What 4 KiB pages cost, why RAM has no larger ones, and what mends it.
+fn costly(needed: u64, refused: &str, shmem_enabled: &str) -> String {
+    format!(
+        "guest RAM is shared memory instead of THP-backed anonymous RAM, because a share's server has to see it, and has pages \
+         of 4 KiB, whose first touches are slow: {refused}, and shmem_enabled is `{shmem_enabled}`; for 2 MiB pages set \
+         vm.nr_hugepages={needed} on the node and a `hugepages-2Mi` limit in the pod, or write `advise` to \
+         /sys/kernel/mm/transparent_hugepage/shmem_enabled"
+    )
 }
 
 impl Offer {
@@ -120,6 +118,16 @@ mod tests {
         assert_eq!(offer, Offer { free_pages: 64, shmem_enabled: "never".into() });
         let none = Offer::read(&mm.path().join("absent"));
         assert_eq!(none, Offer { free_pages: 0, shmem_enabled: "absent".into() });
+    }
+
+    #[test]
+    fn what_small_pages_cost_is_one_sentence_with_the_mend() {
+        let said = costly(32, "of the 32 hugetlb pages it needs, 0 are free", "never");
+        assert!(said.contains("shared memory instead of THP-backed anonymous RAM"), "{said}");
+        assert!(
+            said.contains("0 are free, and shmem_enabled is `never`; for 2 MiB pages set vm.nr_hugepages=32"),
+            "{said}"
+        );
     }
 
     #[test]

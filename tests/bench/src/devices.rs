@@ -1,6 +1,7 @@
-//! The ways of packets and bytes through the devices, each beside what it stands on: no guest runs, a driver's end of the
+//! The ways of packets, bytes and blocks through the devices, each beside what it stands on: no guest runs, a driver's end of the
 //! rings does its part. Every round measures one and then the other, so that whatever else the machine does falls on both.
 
+mod block;
 mod guest;
 mod net;
 mod vsock;
@@ -81,6 +82,7 @@ trait Way {
 pub(crate) fn run(args: &DevicesArgs) -> Result<()> {
     let mut rows = Vec::new();
     let mut ways = vsock::ways()?;
+    ways.extend(block::ways()?);
     match net::ways() {
         Ok(more) => ways.extend(more),
         Err(error) => println!("NOT MEASURED: the network device, because {error}"),
@@ -94,9 +96,11 @@ pub(crate) fn run(args: &DevicesArgs) -> Result<()> {
         "plain",
         "device",
         "of the plain rate",
-        "CPU of the plain",
-        "doorbells per packet",
-        "interrupts",
+        "CPU µs each, plain",
+        "device",
+        "of the plain CPU",
+        "doorbells each",
+        "interrupts each",
     ];
     print(&header.map(str::to_owned), &rows);
     Ok(())
@@ -120,13 +124,16 @@ fn measure(way: &mut dyn Way, rounds: usize) -> Result<Vec<String>> {
     let (unit, amount) = way.amount();
     let rate = |all: &[Spent]| amount / median(&all.iter().map(|spent| spent.seconds).collect::<Vec<_>>());
     let cpu = |all: &[Spent]| median(&all.iter().map(|spent| spent.cpu_seconds).collect::<Vec<_>>());
+    let cpu_us = |all: &[Spent]| cpu(all) * 1e6 / way.operations();
     let operations = way.operations() * rounds as f64;
     Ok(vec![
         way.name(),
         format!("{:.0} {unit}", rate(&plain)),
         format!("{:.0} {unit}", rate(&device)),
         format!("{:.2}", rate(&device) / rate(&plain)),
-        format!("{:.1}x", cpu(&device) / cpu(&plain)),
+        format!("{:.2}", cpu_us(&plain)),
+        format!("{:.2}", cpu_us(&device)),
+        format!("{:.2}x", cpu(&device) / cpu(&plain)),
         format!("{:.3}", signals.doorbells as f64 / operations),
         format!("{:.3}", signals.interrupts as f64 / operations),
     ])

@@ -11,12 +11,15 @@
 mod gpt;
 
 use std::collections::HashSet;
+use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use super::{Access, Buffers, Disk, DiskError, Place, RawDisk, SECTOR, check_range, describe, read_only};
+use super::{
+    Access, Buffers, Disk, DiskError, Place, RawDisk, SECTOR, Way, check_range, describe, looks_like_qcow2,
+};
 
 /// Partitions begin on multiples of this, as all tools make them.
 const ALIGNMENT: u64 = 1 << 20;
@@ -30,6 +33,16 @@ pub struct Partition {
     pub path: PathBuf,
     /// The guest may only read it.
     pub readonly: bool,
+    /// It is raw whatever its name and its beginning look like.
+    pub said_raw: bool,
+}
+
+/// As it is typed: `LABEL:PATH` or `LABEL:PATH:ro`.
+impl fmt::Display for Partition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let readonly = if self.readonly { ":ro" } else { "" };
+        write!(f, "{}:{}{readonly}", self.label, self.path.display())
+    }
 }
 
 /// A disk that consists of partition images and a partition table made for them.
@@ -37,7 +50,7 @@ pub struct Partition {
 pub struct CompositeDisk {
     pieces: Vec<Piece>,
     bytes: u64,
-    partitions: usize,
+    partitions: Vec<Partition>,
     readonly: bool,
 }
 
@@ -66,7 +79,7 @@ impl CompositeDisk {
         let mut files = Vec::with_capacity(partitions.len());
         for partition in partitions {
             let access = Access { readonly: access.readonly || partition.readonly, ..access };
-            let file = RawDisk::open(&partition.path, access).map_err(|error| DiskError::Partition {
+            let file = open_raw(partition, access).map_err(|error| DiskError::Partition {
                 label: partition.label.clone(),
                 source: Box::new(error),
             })?;
@@ -75,7 +88,12 @@ impl CompositeDisk {
         let readonly = files.iter().all(Disk::readonly);
         let too_large = || DiskError::Layout("its partitions have more than 2^63 bytes together".to_owned());
         let layout = Layout::of(partitions, &files).ok_or_else(too_large)?;
-        Ok(Self { bytes: layout.bytes, pieces: layout.pieces(files), partitions: partitions.len(), readonly })
+        Ok(Self {
+            bytes: layout.bytes,
+            pieces: layout.pieces(files),
+            partitions: partitions.to_vec(),
+            readonly,
+        })
     }
 
     /// Does something with each part of a range, which lies in one piece: the piece, the offset in it, the offset in the
@@ -105,12 +123,18 @@ impl CompositeDisk {
         mut each: impl FnMut(&RawDisk, u64, u64, u64) -> io::Result<()>,
     ) -> io::Result<()> {
         self.each_part(offset, bytes, |content, _, _, _| match content {
-            Content::File(file) if !file.readonly() => Ok(()),
-            _ => Err(read_only()),
+            Content::File(file) if file.readonly() => {
+                Err(read_only(&format!("the partition of {} is read-only", file.name())))
+            }
+            Content::File(_) => Ok(()),
+            Content::Zeroes | Content::Table(_) => {
+                Err(read_only("the partition table and what lies between partitions cannot be written"))
+            }
         })?;
         self.each_part(offset, bytes, |content, at, from, bytes| match content {
             Content::File(file) => each(file, at, from, bytes),
-            Content::Zeroes | Content::Table(_) => Err(read_only()),
+            // None is left.
+            Content::Zeroes | Content::Table(_) => Ok(()),
         })
     }
 
@@ -120,6 +144,19 @@ impl CompositeDisk {
             Content::Zeroes | Content::Table(_) => None,
         })
     }
+}
+
+/// A raw image, and no other: the guest would see a format's tables for its partition, and write over them.
+fn open_raw(partition: &Partition, access: Access) -> Result<RawDisk, DiskError> {
+    if !partition.said_raw && looks_like_qcow2(&partition.path)? {
+        return Err(DiskError::NotRaw(partition.path.clone()));
+    }
+    RawDisk::open(&partition.path, access)
+}
+
+/// The error of a write to what is read-only, in words.
+fn read_only(text: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::ReadOnlyFilesystem, text)
 }
 
 fn check_labels(partitions: &[Partition]) -> Result<(), DiskError> {
@@ -201,8 +238,9 @@ impl Layout {
 }
 
 impl Disk for CompositeDisk {
-    fn path(&self) -> &Path {
-        self.files().next().map_or(Path::new(""), Disk::path)
+    fn name(&self) -> String {
+        let partitions: Vec<_> = self.partitions.iter().map(ToString::to_string).collect();
+        format!("partitions {}", partitions.join(", "))
     }
 
     fn size_bytes(&self) -> u64 {
@@ -280,18 +318,18 @@ impl Disk for CompositeDisk {
         true
     }
 
-    fn place(&self, buffers: &Buffers<'_>, offset: u64) -> Option<Place<'_>> {
+    fn place(&self, way: Way, buffers: &Buffers<'_>, offset: u64) -> Option<Place<'_>> {
         let index = self.pieces.partition_point(|piece| piece.end <= offset);
         let piece = self.pieces.get(index)?;
         match &piece.content {
             // A range that reaches into the next piece is none of the file's.
-            Content::File(file) => file.place(buffers, offset - piece.start),
+            Content::File(file) => file.place(way, buffers, offset - piece.start),
             Content::Zeroes | Content::Table(_) => None,
         }
     }
 
     fn description(&self) -> String {
-        let partitions = format!("{} partitions", self.partitions);
+        let partitions = format!("{} partitions", self.partitions.len());
         describe("composite", self, &[&partitions])
     }
 }

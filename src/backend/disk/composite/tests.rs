@@ -13,7 +13,7 @@ fn files(sizes: &[u64]) -> Files {
     let partitions = sizes.iter().enumerate().map(|(index, size)| {
         let path = directory.path().join(format!("{index}.img"));
         std::fs::write(&path, vec![index as u8 + 1; *size as usize]).unwrap();
-        Partition { label: format!("part-{index}"), path, readonly: index == 0 }
+        Partition { label: format!("part-{index}"), path, readonly: index == 0, said_raw: false }
     });
     let partitions = partitions.collect();
     Files { directory, partitions }
@@ -103,6 +103,8 @@ fn only_writable_partitions_can_be_changed() {
     for (offset, bytes) in [(0, 512), (MIB, 512), (2 * MIB - 512, 1024), (2 * MIB, 8192), (3 * MIB, 512)] {
         let refused = disk.write_at(&Buffers::of_slice(&mut data[..bytes]), offset).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::ReadOnlyFilesystem, "{offset}");
+        let text = refused.to_string();
+        assert!(text.contains("0.img is read-only") || text.contains("the partition table"), "{text}");
         assert!(disk.discard(offset, bytes as u64).is_err());
         assert!(disk.write_zeroes(offset, bytes as u64, true).is_err());
     }
@@ -124,12 +126,43 @@ fn a_transfer_within_one_file_has_a_place() {
     let files = files(&[4096, 4096]);
     let disk = CompositeDisk::open(&files.partitions, Access::WRITE).unwrap();
     let mut data = vec![0; 1024];
-    let place =
-        |offset, data: &mut [u8]| disk.place(&Buffers::of_slice(data), offset).map(|place| place.offset);
+    let place = |offset, data: &mut [u8]| {
+        disk.place(Way::Read, &Buffers::of_slice(data), offset).map(|place| place.offset)
+    };
     assert_eq!(place(MIB + 3072, &mut data), Some(3072));
     assert_eq!(place(MIB + 3584, &mut data), None, "it ends in the gap");
     assert_eq!(place(0, &mut data), None);
     assert_eq!(place(u64::MAX, &mut data), None);
+    assert!(disk.place(Way::Write, &Buffers::of_slice(&mut data), 2 * MIB).is_some());
+    assert!(disk.place(Way::Write, &Buffers::of_slice(&mut data), MIB).is_none(), "read-only");
+}
+
+#[test]
+fn a_partition_that_looks_like_qcow2_is_refused_unless_it_is_said_to_be_raw() {
+    let mut files = files(&[4096, 4096]);
+    std::fs::write(&files.partitions[1].path, [b"QFI\xfb".to_vec(), vec![0; 4092]].concat()).unwrap();
+    let refused = CompositeDisk::open(&files.partitions, Access::WRITE).unwrap_err().to_string();
+    assert!(
+        refused.starts_with("the partition part-1: the image ") && refused.contains("nestling disk convert"),
+        "{refused}"
+    );
+    files.partitions[1].said_raw = true;
+    CompositeDisk::open(&files.partitions, Access::WRITE).unwrap();
+    let named = files.directory.path().join("a.qcow2");
+    std::fs::write(&named, [0; 4096]).unwrap();
+    files.partitions[1] = Partition { path: named, said_raw: false, ..files.partitions[1].clone() };
+    assert!(matches!(
+        CompositeDisk::open(&files.partitions, Access::WRITE),
+        Err(DiskError::Partition { .. })
+    ));
+}
+
+#[test]
+fn a_composite_disk_is_called_by_all_its_partitions() {
+    let files = files(&[4096, 4096]);
+    let disk = CompositeDisk::open(&files.partitions, Access::WRITE).unwrap();
+    let place = files.directory.path().display();
+    assert_eq!(disk.name(), format!("partitions part-0:{place}/0.img:ro, part-1:{place}/1.img"));
 }
 
 #[test]

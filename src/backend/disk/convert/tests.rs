@@ -41,8 +41,11 @@ fn a_disk_keeps_its_bytes_through_every_format_and_its_holes() {
         [("a.img", Format::Raw, "b.qcow2", Format::Qcow2), ("b.qcow2", Format::Qcow2, "c.img", Format::Raw)];
     for (from, from_format, to, to_format) in steps {
         let source = image(&path(from), from_format);
-        let bytes =
-            convert(&source, &path(to), to_format, false, &mut |done, all| heard.push((done, all))).unwrap();
+        let mut hear = |done, all| {
+            heard.push((done, all));
+            ControlFlow::Continue(())
+        };
+        let bytes = convert(&source, &path(to), to_format, false, &mut hear).unwrap();
         assert_eq!(bytes, 64 * MIB);
         assert!(path(to).metadata().unwrap().blocks() * 512 < 6 * MIB, "{to} is sparse");
         assert_eq!(heard.first(), Some(&(0, 64 * MIB)));
@@ -63,13 +66,16 @@ fn nothing_is_replaced_without_force_and_nothing_in_use_at_all() {
     create(&new(path("a.img"), Format::Raw, 1)).unwrap();
     fs::write(path("b.img"), "precious").unwrap();
     let source = image(&path("a.img"), Format::Raw);
-    let refused = convert(&source, &path("b.img"), Format::Raw, false, &mut |_, _| {}).unwrap_err();
+    let refused = convert(&source, &path("b.img"), Format::Raw, false, &mut |_, _| ControlFlow::Continue(()))
+        .unwrap_err();
     assert!(refused.to_string().contains("exists: choose another name, or replace it with --force"));
     assert!(matches!(create(&new(path("b.img"), Format::Qcow2, 1)), Err(DiskError::Exists(_))));
-    let itself = convert(&source, &path("a.img"), Format::Qcow2, true, &mut |_, _| {}).unwrap_err();
-    assert!(matches!(itself, DiskError::Locked { .. }), "{itself}");
+    let itself = convert(&source, &path("a.img"), Format::Qcow2, true, &mut |_, _| ControlFlow::Continue(()))
+        .unwrap_err();
+    let text = itself.to_string();
+    assert!(text.contains("a.img is not replaced while it is in use (process "), "{text}");
     assert_eq!(fs::read(path("b.img")).unwrap(), b"precious");
-    convert(&source, &path("b.img"), Format::Raw, true, &mut |_, _| {}).unwrap();
+    convert(&source, &path("b.img"), Format::Raw, true, &mut |_, _| ControlFlow::Continue(())).unwrap();
     assert_eq!(path("b.img").metadata().unwrap().len(), MIB);
     fs::create_dir(path("folder")).unwrap();
     let folder = NewImage { force: true, ..new(path("folder"), Format::Raw, 1) };
@@ -77,6 +83,18 @@ fn nothing_is_replaced_without_force_and_nothing_in_use_at_all() {
     let nowhere = create(&new(path("gone/a.img"), Format::Raw, 1)).unwrap_err().to_string();
     assert!(nowhere.contains("gone/a.img cannot be written"), "{nowhere}");
     assert_eq!(names(directory.path()), ["a.img", "b.img", "folder"]);
+}
+
+#[test]
+fn who_is_stopped_leaves_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    fs::write(path("a.img"), vec![1; 3 << 20]).unwrap();
+    let source = image(&path("a.img"), Format::Raw);
+    let mut stop = |done, _| if done < MIB { ControlFlow::Continue(()) } else { ControlFlow::Break(()) };
+    let stopped = convert(&source, &path("b.img"), Format::Raw, false, &mut stop).unwrap_err();
+    assert!(matches!(stopped, DiskError::Stopped(_)), "{stopped}");
+    assert_eq!(names(directory.path()), ["a.img"]);
 }
 
 #[test]

@@ -93,7 +93,7 @@ impl Engine {
     /// # Errors
     /// [`DiskError::NoUring`] if io_uring is demanded and cannot be had; [`DiskError::Engine`].
     pub fn new(disk: &Arc<dyn Disk>, io: Io, depth: u16) -> Result<Self, DiskError> {
-        let failed = |source| DiskError::Engine { path: disk.path().into(), cause: source };
+        let failed = |source| DiskError::Engine { disk: disk.name(), cause: source };
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let event = EventFd::from_value_and_flags(0, flags).map_err(|errno| failed(errno.into()))?;
         let event = Arc::new(event);
@@ -106,7 +106,7 @@ impl Engine {
         let (kind, instead) = match uring {
             Ok(uring) => (Kind::Uring(Box::new(uring)), None),
             Err(Some(reason)) if io == Io::Uring => {
-                return Err(DiskError::NoUring { path: disk.path().into(), reason });
+                return Err(DiskError::NoUring { disk: disk.name(), reason });
             }
             Err(reason) => (Kind::Threads(threads()), reason),
         };

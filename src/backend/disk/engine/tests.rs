@@ -153,6 +153,7 @@ fn a_range_over_two_pieces_of_a_composite_disk_is_done_by_threads() {
         label: label.into(),
         path: file.path().into(),
         readonly: false,
+        said_raw: false,
     };
     let parts = [part("a", &first), part("b", &second)];
     let disk: Arc<dyn Disk> = Arc::new(CompositeDisk::open(&parts, Access::WRITE).unwrap());
@@ -164,6 +165,28 @@ fn a_range_over_two_pieces_of_a_composite_disk_is_done_by_threads() {
         assert_eq!(std::fs::read(second.path()).unwrap(), vec![5; 4096]);
         disk.write_zeroes(2 * MIB - 4096, 8192, false).unwrap();
     }
+}
+
+/// The kernel would answer EBADF, for a descriptor that can only be read from.
+#[test]
+fn a_write_to_a_read_only_partition_is_refused_in_words_by_every_engine() {
+    let (first, second) = (image(4096), image(4096));
+    let part = |label: &str, file: &tempfile::NamedTempFile, readonly| Partition {
+        label: label.into(),
+        path: file.path().into(),
+        readonly,
+        said_raw: false,
+    };
+    let parts = [part("a", &first, true), part("b", &second, false)];
+    let disk: Arc<dyn Disk> = Arc::new(CompositeDisk::open(&parts, Access::WRITE).unwrap());
+    for mut engine in both(&disk) {
+        let mut memory = vec![5; 4096];
+        engine.submit(request(1, WRITE, MIB, &mut memory)).unwrap();
+        let refused = results(&mut engine).remove(&1).unwrap().unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ReadOnlyFilesystem, "{}: {refused}", engine.name());
+        assert!(refused.to_string().ends_with("is read-only"), "{refused}");
+    }
+    assert!(std::fs::read(first.path()).unwrap().iter().all(|byte| *byte != 5));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use io_uring::{IoUring, Probe, opcode, squeue, types};
 use nix::sys::eventfd::EventFd;
 
 use super::super::error::words;
-use super::super::{Buffers, Place};
+use super::super::{Buffers, Place, Way};
 use super::threads::Threads;
 use super::{Completion, Disk, Operation, Request};
 
@@ -87,9 +87,9 @@ impl Uring {
     /// Puts a request into the ring, or gives it to the threads.
     pub(super) fn submit(&mut self, request: Request) -> io::Result<()> {
         let suits = match request.operation {
-            Operation::Read => self.disk.place(&request.buffers, request.offset).is_some(),
+            Operation::Read => self.disk.place(Way::Read, &request.buffers, request.offset).is_some(),
             Operation::Write { .. } => {
-                !self.disk.readonly() && self.disk.place(&request.buffers, request.offset).is_some()
+                self.disk.place(Way::Write, &request.buffers, request.offset).is_some()
             }
             Operation::Flush => self.disk.flush_file().is_some(),
             Operation::Discard | Operation::WriteZeroes { .. } => false,
@@ -187,7 +187,10 @@ fn entry(disk: &dyn Disk, slot: &Slot) -> io::Result<squeue::Entry> {
         let file = types::Fd(file.as_raw_fd());
         return Ok(opcode::Fsync::new(file).flags(types::FsyncFlags::DATASYNC).build());
     }
-    let Place { file, offset } = disk.place(&slot.buffers, slot.offset).ok_or(io::ErrorKind::InvalidInput)?;
+    let writes = matches!(slot.operation, Operation::Write { .. });
+    let way = if writes { Way::Write } else { Way::Read };
+    let place = disk.place(way, &slot.buffers, slot.offset);
+    let Place { file, offset } = place.ok_or(io::ErrorKind::InvalidInput)?;
     let file = types::Fd(file.as_raw_fd());
     let vectors = slot.buffers.vectors();
     let count = vectors.len() as u32;
@@ -195,7 +198,6 @@ fn entry(disk: &dyn Disk, slot: &Slot) -> io::Result<squeue::Entry> {
         Operation::Write { durable: true } => libc::RWF_DSYNC,
         _ => 0,
     };
-    let writes = matches!(slot.operation, Operation::Write { .. });
     // Most requests are one piece, which spares the kernel a list of them.
     if let [only] = vectors
         && let Ok(bytes) = u32::try_from(only.iov_len)

@@ -5,16 +5,19 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use imago::file::File as ImageFile;
 use imago::qcow2::Qcow2;
 use imago::raw::Raw;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder};
 
 use super::super::detect::{Format, detect};
 use super::super::direct::Direct;
-use super::super::raw::open_locked;
+use super::super::raw::{end_of, open_locked};
 use super::super::{Access, DiskError};
 use super::header::{BackingName, Header, Refusal};
 use super::storage::TableFile;
+use super::tables::Tables;
+use super::{REPAIR, is_damage};
 
 /// Backing files of backing files. A longer chain is a mistake, and reading through it would be slow.
 pub(in super::super) const MAX_LAYERS: usize = 16;
@@ -44,9 +47,11 @@ fn open_qcow2(
 ) -> Result<FormatAccess<TableFile>, DiskError> {
     let file = open_layer(path, access, seen)?;
     let header = Header::read(&file).map_err(|refusal| refuse(path, refusal))?;
-    if !access.readonly {
-        header.check_writable(&file).map_err(|refusal| refuse(path, refusal))?;
-    }
+    let end = end_of(&file);
+    let end = end.map_err(|cause| DiskError::Examine { path: path.into(), cause })?;
+    let tables =
+        Tables::load(&file, &header, !access.readonly, end).map_err(|refusal| refuse(path, refusal))?;
+    let virtual_bytes = header.virtual_bytes;
     let backing = match header.backing {
         None => None,
         Some(_) if !follow_backing => {
@@ -58,12 +63,20 @@ fn open_qcow2(
             Some(Arc::new(below))
         }
     };
-    let failed = |source| DiskError::Open { path: path.into(), access: "reading", cause: source };
+    let failed = |cause: std::io::Error| {
+        if is_damage(&cause) {
+            problem(path, &format!("is damaged ({cause}): {REPAIR}"))
+        } else {
+            DiskError::Open { path: path.into(), access: "reading", cause }
+        }
+    };
     // Whatever the image names has been opened above, or does not exist for imago.
-    let image = Qcow2::<TableFile, Arc<FormatAccess<TableFile>>>::builder(storage(path, file, access, true)?)
+    let file = ImageFile::try_from(switched(path, file, access)?).map_err(failed)?;
+    let (tables, data) = TableFile::of_image(file, tables, virtual_bytes, !access.readonly);
+    let image = Qcow2::<TableFile, Arc<FormatAccess<TableFile>>>::builder(tables)
         .write(!access.readonly)
         .backing(backing)
-        .data_file(None)
+        .data_file(Some(data))
         .open(DenyImplicitOpenGate::default())
         .map_err(failed)?;
     Ok(FormatAccess::new(image))
@@ -76,30 +89,40 @@ fn open_backing(
     seen: &mut Seen,
 ) -> Result<FormatAccess<TableFile>, DiskError> {
     let path = resolve(image, &backing.name)?;
-    let format = match backing.format {
-        Some(format) => format,
-        None => detect(&path).map_err(|error| match error {
-            DiskError::Ambiguous(_) | DiskError::NotQcow2 { .. } => {
-                let base = &backing.name;
-                let mend = "say it with `qemu-img rebase -u -F FORMAT -b";
-                problem(
-                    image,
-                    &format!("does not tell the format of its backing file {base:?}: {mend} {base}`"),
-                )
-            }
-            other => other,
-        })?,
-    };
+    let format = backing_format(image, backing, &path)?;
     let access = Access { readonly: true, direct };
     match format {
         Format::Qcow2 => open_qcow2(&path, access, true, seen),
         Format::Raw => {
             let file = open_layer(&path, access, seen)?;
             let failed = |source| DiskError::Open { path: path.clone(), access: "reading", cause: source };
-            let raw = Raw::builder(storage(&path, file, access, false)?).write(false);
+            let file = ImageFile::try_from(switched(&path, file, access)?).map_err(failed)?;
+            let raw = Raw::builder(TableFile::of_raw(file)).write(false);
             raw.open(DenyImplicitOpenGate::default()).map(FormatAccess::new).map_err(failed)
         }
     }
+}
+
+/// The format of the backing file at `path`: what the image says, or what name and beginning say together.
+pub(in super::super) fn backing_format(
+    image: &Path,
+    backing: &BackingName,
+    path: &Path,
+) -> Result<Format, DiskError> {
+    let Some(format) = backing.format else {
+        return detect(path).map_err(|error| match error {
+            DiskError::Ambiguous { .. } => {
+                let base = &backing.name;
+                let mend = "say it with `qemu-img rebase -u -F FORMAT -b";
+                problem(
+                    image,
+                    &format!("does not tell the format of its backing file {base:?}: {mend} {base:?}`"),
+                )
+            }
+            other => other,
+        });
+    };
+    Ok(format)
 }
 
 /// Opens and locks one file of the chain.
@@ -124,13 +147,12 @@ fn open_layer(path: &Path, access: Access, seen: &mut Seen) -> Result<File, Disk
     Ok(file)
 }
 
-/// imago's view of an open file; it learns the alignment of direct I/O by itself.
-fn storage(path: &Path, file: File, access: Access, is_qcow2: bool) -> Result<TableFile, DiskError> {
+/// The file with O_DIRECT, if that is wanted; imago learns its alignment by itself.
+fn switched(path: &Path, file: File, access: Access) -> Result<File, DiskError> {
     if access.direct {
         Direct::switch_on(&file, path, access.readonly)?;
     }
-    TableFile::new(file, is_qcow2 && !access.readonly)
-        .map_err(|source| DiskError::Examine { path: path.into(), cause: source })
+    Ok(file)
 }
 
 /// Where a backing file is: its name is relative to the directory of the image that names it.

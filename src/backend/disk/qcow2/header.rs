@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use super::super::detect::{Format, MAGIC};
@@ -33,15 +34,10 @@ pub(in super::super) struct Header {
     pub(in super::super) virtual_bytes: u64,
     pub(in super::super) snapshots: u32,
     pub(in super::super) backing: Option<BackingName>,
-    refcounts: Refcounts,
-}
-
-/// Where the reference counts are, and how wide.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Refcounts {
-    table_at: u64,
-    /// Binary logarithm of a count's bits.
-    order: u32,
+    /// Binary logarithm of a reference count's bits.
+    pub(super) refcount_order: u32,
+    /// The L1 table and the refcount table.
+    places: (Range<u64>, Range<u64>),
 }
 
 /// The backing file as the image names it.
@@ -119,33 +115,33 @@ impl Header {
             return Err(wrong("its refcount table is larger than 8 MiB"));
         }
         let backing = backing_name(file, &fields, version)?;
-        let refcounts = Refcounts {
-            table_at: fields.u64(48).ok_or_else(cut)?,
-            order: if version == 2 { 4 } else { fields.u32(96).ok_or_else(cut)? },
-        };
-        if refcounts.order > 6 {
-            return Err(Refusal::NotQcow2(format!("its reference counts have 2^{} bits", refcounts.order)));
+        let refcount_order = if version == 2 { 4 } else { fields.u32(96).ok_or_else(cut)? };
+        if refcount_order > 6 {
+            return Err(Refusal::NotQcow2(format!("its reference counts have 2^{refcount_order} bits")));
         }
-        Ok(Self { version, cluster_bytes: 1 << cluster_bits, virtual_bytes, snapshots, backing, refcounts })
+        let places = Self::places(&bytes).ok_or_else(cut)?;
+        let cluster_bytes = 1 << cluster_bits;
+        Ok(Self { version, cluster_bytes, virtual_bytes, snapshots, backing, refcount_order, places })
     }
 
-    /// Whether the image counts its own first cluster as used, as every one does that was not damaged. Space is given out
-    /// by these counts: with this one wrong, the header would be overwritten, or the search for space would not end.
-    pub(in super::super) fn check_writable(&self, file: &File) -> Result<(), Refusal> {
-        let first = |at: u64| Ok::<_, io::Error>(Fields(&read_up_to(file, at, 8)?).u64(0));
-        // The lower 9 bits of an entry are reserved.
-        let block_at = first(self.refcounts.table_at)?.map_or(0, |entry| entry & !0x1ff);
-        let counts = if self.refcounts.table_at == 0 || block_at == 0 { None } else { first(block_at)? };
-        let count = counts.map_or(0, |counts| match self.refcounts.order {
-            // Narrow counts fill a byte from its lowest bits on.
-            order @ 0..3 => counts >> 56 & ((1 << (1 << order)) - 1),
-            order => counts >> (64 - (1 << order)),
-        });
-        if count == 0 {
-            let text = "does not count its own header as used: repair it with `qemu-img check -r all`";
-            return Err(Refusal::Unsupported(text.to_owned()));
-        }
-        Ok(())
+    /// Where the L1 table is; empty if there is none.
+    pub(super) fn l1(&self) -> Range<u64> {
+        self.places.0.clone()
+    }
+
+    /// Where the refcount table is.
+    pub(super) fn refcount_table(&self) -> Range<u64> {
+        self.places.1.clone()
+    }
+
+    /// Where a header says that the L1 table and the refcount table are. Its first 60 bytes will do.
+    pub(super) fn places(header: &[u8]) -> Option<(Range<u64>, Range<u64>)> {
+        let fields = Fields(header);
+        let place = |at: u64, bytes: u64| at..at.saturating_add(bytes);
+        let cluster = 1_u64.checked_shl(fields.u32(20)?)?;
+        let l1 = place(fields.u64(40)?, u64::from(fields.u32(36)?) * 8);
+        let refcounts = place(fields.u64(48)?, u64::from(fields.u32(56)?).saturating_mul(cluster));
+        Some((l1, refcounts))
     }
 }
 
@@ -161,7 +157,9 @@ fn check_features(incompatible: u64) -> Result<(), Refusal> {
     } else if incompatible & EXTENDED_L2 != 0 {
         "has subclusters (extended_l2), which are not supported: convert it with `qemu-img convert -O qcow2`"
     } else if incompatible != 0 {
-        let text = format!("needs features that are not known here (incompatible bits {incompatible:#x})");
+        let text = format!(
+            "needs features that are not known here (incompatible bits {incompatible:#x}): convert it with `qemu-img convert -O qcow2`, or go back to a copy"
+        );
         return Err(Refusal::Unsupported(text));
     } else {
         return Ok(());
@@ -234,7 +232,7 @@ impl Fields<'_> {
 }
 
 /// Reads until `bytes` are there or the file ends.
-fn read_up_to(file: &File, offset: u64, bytes: usize) -> io::Result<Vec<u8>> {
+pub(super) fn read_up_to(file: &File, offset: u64, bytes: usize) -> io::Result<Vec<u8>> {
     let mut read = vec![0; bytes];
     let mut have = 0;
     while let Some(rest) = read.get_mut(have..).filter(|rest| !rest.is_empty()) {

@@ -7,8 +7,9 @@
 mod chain;
 pub(super) mod header;
 mod storage;
+mod tables;
 
-pub(super) use self::chain::{MAX_LAYERS, refuse, resolve};
+pub(super) use self::chain::{MAX_LAYERS, backing_format, refuse, resolve};
 
 use std::io;
 use std::ops::Range;
@@ -23,6 +24,16 @@ use super::{Access, Buffers, Disk, DiskError, SECTOR, check_range, describe, rea
 
 /// The most that is copied at once between the guest's memory and ours.
 const COPY_BYTES: u64 = 256 << 10;
+
+/// What mends a damaged image.
+pub(super) const REPAIR: &str = "repair it with `qemu-img check -r all`, or go back to a copy";
+
+/// Whether an error of imago speaks of what is in the image, and not of the file system below it.
+pub(super) fn is_damage(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidData, InvalidInput, Other, UnexpectedEof};
+    error.raw_os_error().is_none()
+        && matches!(error.kind(), InvalidData | InvalidInput | Other | UnexpectedEof)
+}
 
 /// An open, locked qcow2 image with the images it is based on.
 ///
@@ -94,10 +105,19 @@ impl Qcow2Disk {
         while done < bytes {
             let count = (bytes - done).min(COPY_BYTES);
             let part = zeroes.get(..count as usize).unwrap_or_default();
-            self.shared().write(part, offset.saturating_add(done))?;
+            self.shared().write(part, offset.saturating_add(done)).map_err(|error| self.explain(error))?;
             done += count;
         }
         Ok(())
+    }
+
+    /// What went wrong, for who does not know how qcow2 images are made. The kernel's own errors speak for themselves.
+    fn explain(&self, error: io::Error) -> io::Error {
+        if !is_damage(&error) {
+            return error;
+        }
+        let which = if self.layers > 1 { "the image or one below it" } else { "the image" };
+        io::Error::new(error.kind(), format!("{which} is damaged ({error}): {REPAIR}"))
     }
 
     fn check_change(&self, offset: u64, bytes: u64) -> io::Result<()> {
@@ -109,8 +129,8 @@ impl Qcow2Disk {
 }
 
 impl Disk for Qcow2Disk {
-    fn path(&self) -> &Path {
-        &self.path
+    fn name(&self) -> String {
+        self.path.display().to_string()
     }
 
     fn size_bytes(&self) -> u64 {
@@ -124,7 +144,7 @@ impl Disk for Qcow2Disk {
 
     fn read_at(&self, buffers: &Buffers<'_>, offset: u64) -> io::Result<()> {
         self.in_pieces(buffers, offset, |part, copy, at| {
-            self.shared().read(&mut *copy, at)?;
+            self.shared().read(&mut *copy, at).map_err(|error| self.explain(error))?;
             part.fill_from(copy);
             Ok(())
         })
@@ -136,14 +156,14 @@ impl Disk for Qcow2Disk {
         }
         self.in_pieces(buffers, offset, |part, copy, at| {
             part.copy_to(copy);
-            self.shared().write(&*copy, at)
+            self.shared().write(&*copy, at).map_err(|error| self.explain(error))
         })
     }
 
     /// The tables are written, then everything is made stable. Nobody writes while the tables are: an L1 entry must not get
     /// ahead of what it leads to.
     fn flush(&self) -> io::Result<()> {
-        self.exclusive().flush()?;
+        self.exclusive().flush().map_err(|error| self.explain(error))?;
         self.shared().sync()
     }
 
@@ -152,7 +172,7 @@ impl Disk for Qcow2Disk {
         match self.exclusive().discard_to_zero(offset, bytes) {
             // Version 2 has no way to say that a cluster is zero.
             Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(()),
-            other => other,
+            other => other.map_err(|error| self.explain(error)),
         }
     }
 
@@ -161,13 +181,13 @@ impl Disk for Qcow2Disk {
         if unmap {
             match self.exclusive().discard_to_zero(offset, bytes) {
                 Err(error) if error.kind() == io::ErrorKind::Unsupported => {}
-                other => return other,
+                other => return other.map_err(|error| self.explain(error)),
             }
         }
         match self.shared().write_zeroes(offset, bytes) {
             // Version 2 again: zeroes are data like any other.
             Err(error) if error.kind() == io::ErrorKind::Unsupported => self.zero_by_hand(offset, bytes),
-            other => other,
+            other => other.map_err(|error| self.explain(error)),
         }
     }
 
@@ -199,7 +219,8 @@ impl Disk for Qcow2Disk {
         let end = self.size_bytes();
         let image = self.shared();
         while offset < end {
-            let (mapping, length) = image.get_mapping(offset, end - offset)?;
+            let (mapping, length) =
+                image.get_mapping(offset, end - offset).map_err(|error| self.explain(error))?;
             match mapping {
                 Mapping::Zero { .. } if length > 0 => offset = offset.saturating_add(length),
                 Mapping::Zero { .. } | Mapping::Eof { .. } => return Ok(None),

@@ -1,16 +1,33 @@
+mod damage;
+
+use std::ffi::OsStr;
 use std::fs;
-use std::process::Command;
+use std::process::{Command, Output};
+use std::time::Duration;
 
 use tempfile::TempDir;
 
 use super::*;
 
-/// Runs QEMU's own tool; a machine without it cannot tell whether our images are right.
+/// What a tool of QEMU says; a machine without it cannot tell whether our images are right. A test that starts a process at
+/// this moment holds what others have open until that process executes its program, and QEMU does not wait for locks.
+fn qemu(program: &str, arguments: &[&OsStr]) -> Output {
+    for _ in 0..40 {
+        let output = Command::new(program).args(arguments).output();
+        let output = output.expect("qemu-img and qemu-io check qcow2 images: install the package qemu-utils");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        // The second is about a measurement for LUKS, on a busy machine.
+        if !["Failed to lock byte", "accurate CPU usage"].iter().any(|reason| errors.contains(reason)) {
+            return output;
+        }
+        std::thread::sleep(Duration::from_millis(25));
+    }
+    panic!("{program} {arguments:?}: the image stays locked");
+}
+
+/// Runs qemu-img, which must succeed, and returns its output.
 pub(in super::super) fn qemu_img(arguments: &[&str]) -> String {
-    let output = Command::new("qemu-img")
-        .args(arguments)
-        .output()
-        .expect("qemu-img is needed to check qcow2 images: install the package qemu-utils");
+    let output = qemu("qemu-img", &arguments.iter().map(OsStr::new).collect::<Vec<_>>());
     let text =
         format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "qemu-img {arguments:?}: {text}");
@@ -19,21 +36,14 @@ pub(in super::super) fn qemu_img(arguments: &[&str]) -> String {
 
 /// Clusters that nobody uses may be left over (exit code 3), and nothing else may be wrong.
 pub(in super::super) fn qemu_img_sound_but_for_leaks(path: &Path) {
-    let output = Command::new("qemu-img")
-        .args(["check", "-f", "qcow2"])
-        .arg(path)
-        .output()
-        .expect("qemu-img is needed to check qcow2 images: install the package qemu-utils");
+    let output = qemu("qemu-img", &["check".as_ref(), "-f".as_ref(), "qcow2".as_ref(), path.as_os_str()]);
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(matches!(output.status.code(), Some(0 | 3)), "{text}{}", String::from_utf8_lossy(&output.stderr));
 }
 
 fn qemu_io(path: &Path, command: &str) {
-    let output = Command::new("qemu-io")
-        .args(["-f", "qcow2", "-c", command])
-        .arg(path)
-        .output()
-        .expect("qemu-io is needed to write qcow2 images: install the package qemu-utils");
+    let arguments = ["-f".as_ref(), "qcow2".as_ref(), "-c".as_ref(), command.as_ref(), path.as_os_str()];
+    let output = qemu("qemu-io", &arguments);
     assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stdout));
 }
 
@@ -273,7 +283,7 @@ fn a_base_of_unknown_format_is_not_guessed_by_its_bytes_alone() {
     image[at..at + 4].copy_from_slice(&[0x12, 0x34, 0x56, 0x78]);
     fs::write(&path, image).unwrap();
     let text = refusal(&path);
-    assert!(text.contains("qemu-img rebase -u -F FORMAT -b base.img"), "{text}");
+    assert!(text.contains("qemu-img rebase -u -F FORMAT -b \"base.img\""), "{text}");
 }
 
 /// imago has the refcount of a new L2 table in memory when it enters the table.

@@ -10,6 +10,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::Vector;
+use crate::devices::eventfd;
 use crate::devices::wiring::Wiring;
 
 /// A lent vector.
@@ -62,7 +63,7 @@ impl Lent {
             return Ok(false);
         }
         self.masked.ctl(ControlOperation::Delete, fd, EpollEvent::default())?;
-        let was_signalled = vector.event.read().is_ok();
+        let was_signalled = eventfd::take(&vector.event)?.is_some();
         // What is written between the two calls, KVM finds when it attaches.
         wiring.attach_msi(vector.gsi, &vector.event)?;
         Ok(was_signalled)
@@ -84,7 +85,7 @@ impl Lent {
     pub(super) fn take_back(&self, index: usize, vector: &Vector, wiring: &dyn Wiring) -> io::Result<()> {
         match self.loans.iter().find(|loan| loan.vector == index) {
             Some(loan) if !loan.attached => {
-                let _ = vector.event.read();
+                let _ = eventfd::take(&vector.event);
                 wiring.attach_msi(vector.gsi, &vector.event)
             }
             _ => Ok(()),

@@ -18,7 +18,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use self::handler::BalloonHandler;
-use self::release::PAGE;
+use self::release::{PAGE, is_kept};
 use super::queue::Queues;
 use super::transport::ConfigChange;
 use super::{Counters, Fault, Kind, Lane, Start, VirtioDevice, counted};
@@ -83,6 +83,8 @@ pub struct Balloon(Arc<Shared>);
 struct Shared {
     options: BalloonOptions,
     size_bytes: u64,
+    /// The RAM is of a kind that the host does not take back: see [`release::is_kept`].
+    keeps: bool,
     state: Mutex<State>,
     counts: Counts,
     /// Tells the handler that somebody wants statistics.
@@ -153,31 +155,32 @@ impl Balloon {
         let size_bytes = memory.iter().map(GuestMemoryRegion::len).fold(0, u64::saturating_add);
         let (state, counts) = (Mutex::default(), Counts::default());
         let ask = EventFd::new(libc::EFD_NONBLOCK)?;
-        Ok(Self(Arc::new(Shared { options, size_bytes, state, counts, ask })))
+        let keeps = memory.iter().any(is_kept);
+        Ok(Self(Arc::new(Shared { options, size_bytes, keeps, state, counts, ask })))
     }
 
     /// From now on the guest should do with `bytes` of its RAM, rounded up to a page. The driver inflates or deflates in its
-    /// own time: [`Balloon::facts`] tells how far it is. Without a driver, the next one is told.
+    /// own time: [`Balloon::facts`] tells how far it is. Without a driver, the next one is told. Returns the target before.
     ///
     /// # Errors
     /// When that is more than the guest has, or too little for a guest.
-    pub fn set_target(&self, bytes: u64) -> Result<(), TargetError> {
+    pub fn set_target(&self, bytes: u64) -> Result<u64, TargetError> {
         let size_bytes = self.0.size_bytes;
         let least_bytes = LEAST_BYTES.min(size_bytes);
         if !(least_bytes..=size_bytes).contains(&bytes) {
             return Err(TargetError { least_bytes, size_bytes });
         }
         let pages = size_bytes.saturating_sub(bytes) / PAGE;
-        let config = {
+        let (before, config) = {
             let mut state = self.0.lock();
-            state.num_pages = u32::try_from(pages).unwrap_or(u32::MAX);
-            state.config.clone()
+            let before = std::mem::replace(&mut state.num_pages, u32::try_from(pages).unwrap_or(u32::MAX));
+            (before, state.config.clone())
         };
         // Without our lock: it reads the configuration structure, which takes it.
         if let Some(config) = config {
             config.announce();
         }
-        Ok(())
+        Ok(size_bytes.saturating_sub(u64::from(before).saturating_mul(PAGE)))
     }
 
     /// The balloon for the status. Asks the driver for new statistics when its last ones are not of this second; they are
@@ -217,7 +220,7 @@ impl VirtioDevice for Balloon {
         if deflate_on_oom {
             features |= F_DEFLATE_ON_OOM;
         }
-        if free_page_reporting {
+        if free_page_reporting && !self.0.keeps {
             // A guest that clears or poisons free pages reports none unless it can say what it expects to find in them.
             features |= F_REPORTING | F_PAGE_POISON;
         }
@@ -269,6 +272,11 @@ impl VirtioDevice for Balloon {
         let mut state = self.0.lock();
         let num_pages = state.num_pages;
         *state = State { num_pages, ..State::default() };
+    }
+
+    fn backend(&self) -> Option<String> {
+        let kept = "RAM of hugetlb pages, which the host does not take back";
+        self.0.keeps.then(|| kept.to_owned())
     }
 
     fn counters(&self) -> Counters {

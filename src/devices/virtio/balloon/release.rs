@@ -3,7 +3,10 @@
 use std::io;
 use std::ops::Range;
 
-use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress};
+use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
+use vm_memory::{
+    Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress,
+};
 
 /// Bytes in a page of the balloon (virtio 1.2 §5.5.6) and of the host.
 pub(super) const PAGE: u64 = 4096;
@@ -31,6 +34,13 @@ pub(super) fn release(memory: &GuestMemoryMmap, ranges: &mut [Range<u64>]) -> Ou
     outcome
 }
 
+/// Whether pages that are given back could be missing when the guest wants them again. hugetlb pages come from a pool that
+/// others take from too: a fault that finds it empty is a SIGBUS, ours or the guest's, so they are never given back.
+pub(super) fn is_kept(region: &GuestRegionMmap) -> bool {
+    let on_hugetlbfs = |file| fstatfs(file).is_ok_and(|fs| fs.filesystem_type() == HUGETLBFS_MAGIC);
+    region.file_offset().is_some_and(|part| on_hugetlbfs(part.file()))
+}
+
 /// The same bytes in ascending, separate ranges.
 fn coalesce(ranges: &mut [Range<u64>]) -> Vec<Range<u64>> {
     ranges.sort_unstable_by_key(|range| range.start);
@@ -49,7 +59,7 @@ fn release_range(memory: &GuestMemoryMmap, range: &Range<u64>) -> u64 {
     let mut released = 0_u64;
     let Some(first) = range.start.checked_next_multiple_of(PAGE) else { return 0 };
     let end = range.end & !PAGE.saturating_sub(1);
-    for region in memory.iter() {
+    for region in memory.iter().filter(|region| !is_kept(region)) {
         let base = region.start_addr().raw_value();
         let (start, end) = (first.max(base), end.min(base.saturating_add(region.len())));
         let Some(len) = end.checked_sub(start).filter(|len| *len > 0) else { continue };
@@ -74,7 +84,10 @@ fn release_range(memory: &GuestMemoryMmap, range: &Range<u64>) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::devices::virtio::VirtioDevice;
+    use crate::devices::virtio::balloon::{Balloon, BalloonOptions, F_REPORTING};
     use crate::devices::virtio::testing::{HIGH_RAM, HOLE, RAM_BYTES, guest_ram};
+    use nix::sys::memfd::{MFdFlags, memfd_create};
     use proptest::prelude::*;
     use vm_memory::{Bytes, FileOffset, GuestAddress};
 
@@ -139,6 +152,23 @@ mod tests {
         assert_eq!(release_one(&memory, 0x2000..0x6000), Outcome { released: 0x4000, refused: 0 });
         assert_eq!(blocks(), 0x4000, "the file is smaller for everybody who has it");
         assert_eq!((byte(&memory, 0x1fff), byte(&memory, 0x2000), byte(&memory, 0x6000)), (7, 0, 7));
+    }
+
+    /// The pool may be empty here: nothing is touched.
+    #[test]
+    fn hugetlb_pages_are_never_given_back() {
+        const HUGE: usize = 2 << 20;
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB;
+        let file = std::fs::File::from(memfd_create(c"pages", flags).unwrap());
+        file.set_len(HUGE as u64).unwrap();
+        let whole = (GuestAddress(0), HUGE, Some(FileOffset::new(file, 0)));
+        let memory = GuestMemoryMmap::from_ranges_with_files([whole]).unwrap();
+        assert_eq!(release_one(&memory, 0..HUGE as u64), Outcome { released: 0, refused: HUGE as u64 });
+        assert!(memory.iter().all(is_kept) && !filled().iter().any(is_kept));
+        let options = BalloonOptions { deflate_on_oom: false, free_page_reporting: true };
+        let balloon = Balloon::new(options, &memory).unwrap();
+        assert_eq!(balloon.features() & F_REPORTING, 0, "it would be for nothing");
+        assert!(balloon.backend().unwrap().contains("hugetlb"));
     }
 
     proptest! {

@@ -207,7 +207,6 @@ impl BlockHandler {
 
     /// Goes on with requests whose step has ended, or gives them back.
     fn end(&mut self, queues: &mut Queues, ended: Vec<(u64, std::io::Result<u64>)>) -> Result<usize, Fault> {
-        let mut touched = BTreeSet::new();
         let mut done = 0_usize;
         for (tag, result) in ended {
             let tag = tag as usize;
@@ -226,14 +225,11 @@ impl BlockHandler {
             self.write_status(begun.status, status)?;
             if let Some(queue) = queues.get(begun.queue) {
                 queue.complete(begun.head, written.saturating_add(1))?;
-                touched.insert(begun.queue);
             }
         }
         self.engine.kick().map_err(Fault::Host)?;
-        for index in touched {
-            if let Some(queue) = queues.get(index) {
-                queue.announce()?;
-            }
+        for queue in queues.0.iter_mut().flatten() {
+            queue.announce()?;
         }
         Ok(done)
     }
@@ -245,7 +241,7 @@ impl BlockHandler {
             Counts::add(&counts.errors, 1);
             // A guest repeats a failed request as often as it likes.
             if self.shared.complaints.may_speak() {
-                let disk = self.shared.disk.path().display();
+                let disk = self.shared.disk.name();
                 tracing::warn!(%disk, request = ?begun.kind, %error, "a disk request failed; the guest sees an I/O error");
             }
             return (STATUS_IOERR, 0);

@@ -118,10 +118,10 @@ impl Block {
         // The engines come with the driver; what they will be is to be known now.
         let trial = Engine::new(&disk, options.io, 1)?;
         if let Some(reason) = trial.instead_of_uring() {
-            tracing::debug!(disk = %disk.path().display(), reason, "no io_uring: threads do the I/O");
+            tracing::debug!(disk = %disk.name(), reason, "no io_uring: threads do the I/O");
         }
         let limit = RateLimit::new(options.bytes, options.operations)
-            .map_err(|cause| DiskError::Engine { path: disk.path().into(), cause })?;
+            .map_err(|cause| DiskError::Engine { disk: disk.name(), cause })?;
         Ok(Self(Arc::new(Shared {
             serial,
             limit,
@@ -156,7 +156,7 @@ impl Shared {
         if !self.disk.readonly()
             && let Err(error) = self.disk.flush()
         {
-            tracing::error!(disk = %self.disk.path().display(), %error, "the disk could not be flushed");
+            tracing::error!(disk = %self.disk.name(), %error, "the disk could not be flushed");
         }
     }
 }
@@ -247,7 +247,7 @@ impl VirtioDevice for Block {
 
     fn backend(&self) -> Option<String> {
         let Shared { disk, engine, .. } = &*self.0;
-        Some(format!("{} ({}, {engine})", disk.path().display(), disk.description()))
+        Some(format!("{} ({}, {engine})", disk.name(), disk.description()))
     }
 }
 

@@ -2,13 +2,13 @@
 //!
 //! The standard does not fix how these are cut into descriptors (§2.7.4), so they are taken as two byte streams.
 
-use virtio_queue::DescriptorChain;
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::handler::{STATUS_IOERR, STATUS_UNSUPP};
 use super::{MAX_DISCARD_SECTORS, MAX_PIECES, MAX_RANGES, MAX_ZERO_SECTORS};
 use crate::backend::disk::{self, Buffers, SECTOR};
 use crate::devices::virtio::Fault;
+use crate::devices::virtio::queue::{Chain, runs};
 
 /// Bytes of the device id GET_ID returns.
 pub(super) const ID_BYTES: usize = 20;
@@ -75,33 +75,26 @@ pub(super) struct Request<'m> {
 
 impl<'m> Request<'m> {
     /// Takes a chain apart.
-    pub(super) fn parse(
-        memory: &'m GuestMemoryMmap,
-        chain: DescriptorChain<&GuestMemoryMmap>,
-    ) -> Result<Self, Fault> {
+    pub(super) fn parse(memory: &'m GuestMemoryMmap, chain: Chain<'_>) -> Result<Self, Fault> {
+        let (mut header, mut filled) = ([0; HEADER_BYTES], 0_usize);
+        // Behind the header.
         let mut readable = Buffers::default();
         let mut writable = Buffers::default();
         let mut last_writable = None;
         let mut ended = false;
         for descriptor in chain {
             ended = !descriptor.has_next();
-            let (address, len) = (descriptor.addr(), descriptor.len() as usize);
-            let side = if descriptor.is_write_only() {
+            if descriptor.is_write_only() {
                 // An empty buffer has no last byte.
-                let last = (len as u64).checked_sub(1).and_then(|last| address.0.checked_add(last));
-                last_writable = last.or(last_writable);
-                &mut writable
+                let last = u64::from(descriptor.len()).checked_sub(1);
+                last_writable = last.and_then(|last| descriptor.addr().0.checked_add(last)).or(last_writable);
+                runs(memory, &descriptor, |slice| writable.add(&slice))?;
             } else {
-                &mut readable
-            };
-            // Nearly every buffer lies in one run of RAM.
-            if let Ok(slice) = memory.get_slice(address, len) {
-                side.add(&slice);
-            } else {
-                let outside = |_| Fault::Chain("a buffer lies outside guest memory");
-                for slice in memory.get_slices(address, len) {
-                    side.add(&slice.map_err(outside)?);
-                }
+                runs(memory, &descriptor, |slice| {
+                    let taken = slice.read(header.get_mut(filled..).unwrap_or_default(), 0).unwrap_or(0);
+                    filled = filled.saturating_add(taken);
+                    slice.offset(taken).iter().for_each(|rest| readable.add(rest));
+                })?;
             }
             // A table of its own could have 65535 entries, and what is in flight is kept.
             if readable.pieces().saturating_add(writable.pieces()) > MAX_PIECES {
@@ -111,12 +104,9 @@ impl<'m> Request<'m> {
         if !ended {
             return Err(Fault::Chain("a request's chain of descriptors does not end"));
         }
-        let mut header = [0; HEADER_BYTES];
-        if readable.len() < HEADER_BYTES as u64 {
+        if filled < HEADER_BYTES {
             return Err(Fault::Chain("the request has no header"));
         }
-        readable.copy_to(&mut header);
-        readable.advance(HEADER_BYTES as u64);
         let no_status = || Fault::Chain("the request has no status byte");
         let status = last_writable.ok_or_else(no_status)?;
         writable.truncate(writable.len().checked_sub(1).ok_or_else(no_status)?);

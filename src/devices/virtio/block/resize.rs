@@ -46,6 +46,12 @@ impl Block {
         &self.0.options.serial
     }
 
+    /// Its image, or its partitions.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.0.disk.name()
+    }
+
     /// Size in bytes.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {

@@ -4,7 +4,6 @@ mod cache;
 mod lanes;
 mod random;
 mod ranges;
-mod speed;
 
 use std::io::Write;
 

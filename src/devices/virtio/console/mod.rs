@@ -9,10 +9,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use virtio_queue::DescriptorChain;
-use vm_memory::GuestMemoryMmap;
-
-use super::queue::Queues;
+use super::queue::{Chain, Queues};
 use super::{Counters, Fault, HostSource, Kind, Lane, Listen, QueueHandler, Start, VirtioDevice};
 use crate::backend::console::{ConsoleHub, ConsoleInput};
 
@@ -138,8 +135,8 @@ struct ConsoleHandler {
 impl QueueHandler for ConsoleHandler {
     fn on_queue(&mut self, queues: &mut Queues, index: usize) -> Result<(), Fault> {
         match (index, queues.get(index)) {
-            (TRANSMIT, Some(queue)) => queue.serve(|memory, chain| {
-                transmit(memory, chain, |bytes| self.hub.write(bytes))?;
+            (TRANSMIT, Some(queue)) => queue.serve(|_, chain| {
+                transmit(chain, |bytes| self.hub.write(bytes))?;
                 Ok(0_u32)
             }),
             // New receive buffers: the worker calls `on_host` next when input is waiting for them.
@@ -200,8 +197,8 @@ fn deliver(queues: &mut Queues, index: usize, pending: &mut Vec<u8>) -> Result<u
     while !pending.is_empty() {
         let Some(queue) = queues.get(index) else { break };
         let mut taken = 0;
-        let served = queue.serve_one(|memory, chain| {
-            taken = receive(pending, memory, chain)?;
+        let served = queue.serve_one(|_, chain| {
+            taken = receive(pending, chain)?;
             Ok(taken as u32)
         })?;
         pending.drain(..taken);
@@ -214,13 +211,9 @@ fn deliver(queues: &mut Queues, index: usize, pending: &mut Vec<u8>) -> Result<u
 }
 
 /// Hands what a transmit chain holds to `sink`.
-fn transmit(
-    memory: &GuestMemoryMmap,
-    chain: DescriptorChain<&GuestMemoryMmap>,
-    mut sink: impl FnMut(&[u8]),
-) -> Result<(), Fault> {
+fn transmit(chain: Chain<'_>, mut sink: impl FnMut(&[u8])) -> Result<(), Fault> {
     check_whole(&chain)?;
-    let mut reader = chain.reader(memory)?;
+    let mut reader = chain.reader()?;
     if reader.available_bytes() > MAX_OUTPUT_BYTES {
         return Err(Fault::Chain("more than 1 MiB in one console buffer"));
     }
@@ -232,13 +225,9 @@ fn transmit(
 }
 
 /// Fills a receive chain with as much of `pending` as it takes.
-fn receive(
-    pending: &[u8],
-    memory: &GuestMemoryMmap,
-    chain: DescriptorChain<&GuestMemoryMmap>,
-) -> Result<usize, Fault> {
+fn receive(pending: &[u8], chain: Chain<'_>) -> Result<usize, Fault> {
     check_whole(&chain)?;
-    let mut writer = chain.writer(memory)?;
+    let mut writer = chain.writer()?;
     match writer.write(pending) {
         Ok(0) | Err(_) => Err(Fault::Chain("a console receive buffer has no room")),
         Ok(len) => Ok(len),
@@ -246,7 +235,7 @@ fn receive(
 }
 
 /// A chain whose last descriptor still points on leads nowhere: out of the table, in a circle, or into a table in a table.
-fn check_whole(chain: &DescriptorChain<&GuestMemoryMmap>) -> Result<(), Fault> {
+fn check_whole(chain: &Chain<'_>) -> Result<(), Fault> {
     match chain.clone().last() {
         Some(last) if !last.has_next() => Ok(()),
         _ => Err(Fault::Chain("a console chain has no end")),

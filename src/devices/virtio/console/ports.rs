@@ -58,6 +58,10 @@ struct Port {
     dropped: AtomicU64,
 }
 
+/// What a client is read of before it is the next port's turn: a guest that gives buffers as fast as they are filled must not keep the
+/// worker from hearing anybody else, nor an order to rest.
+const TURN_BYTES: u64 = 64 << 10;
+
 #[derive(Debug)]
 struct Host {
     socket: PortSocket,
@@ -217,9 +221,9 @@ impl PortsHandler {
     /// Takes the driver's control messages.
     fn hear(&mut self, queues: &mut Queues) -> Result<(), Fault> {
         let Some(queue) = queues.get(CONTROL_TRANSMIT) else { return Ok(()) };
-        queue.serve(|memory, chain| {
+        queue.serve(|_, chain| {
             let mut bytes = Vec::new();
-            transmit(memory, chain, |part| {
+            transmit(chain, |part| {
                 let room = Message::LEN.saturating_sub(bytes.len());
                 bytes.extend(part.get(..room).unwrap_or(part));
             })?;
@@ -276,10 +280,12 @@ impl PortsHandler {
         let host = &mut *host;
         host.socket.advance();
         send(queues, port_receive.saturating_add(1), &mut host.socket, port)?;
-        let mut has_buffers = true;
-        while guest.is_open && has_buffers {
+        let (mut has_buffers, mut turn) = (true, 0);
+        // What is left of a client that sends without end, its socket tells of again.
+        while guest.is_open && has_buffers && turn < TURN_BYTES {
             let delivered = deliver(queues, port_receive, &mut host.pending)?;
             port.received.fetch_add(delivered, Ordering::Relaxed);
+            turn = turn.saturating_add(delivered);
             has_buffers = host.pending.is_empty();
             if !has_buffers {
                 break;
@@ -302,11 +308,11 @@ impl PortsHandler {
 /// What the guest sends goes to the client, as long as there is room for it.
 fn send(queues: &mut Queues, index: usize, socket: &mut PortSocket, port: &Port) -> Result<(), Fault> {
     let Some(queue) = queues.get(index) else { return Ok(()) };
-    queue.serve(|memory, chain| {
+    queue.serve(|_, chain| {
         if !socket.has_room() {
             return Ok(Fate::Later);
         }
-        transmit(memory, chain, |bytes| {
+        transmit(chain, |bytes| {
             port.sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
             if !socket.write(bytes) {
                 port.dropped.fetch_add(bytes.len() as u64, Ordering::Relaxed);
@@ -328,7 +334,7 @@ fn tell(
     let mut say = |event: Event, value: u16, name: &str| -> Result<bool, Fault> {
         let Some(queue) = queues.get(CONTROL_RECEIVE) else { return Ok(false) };
         let message = [&Message { id, event, value }.bytes(), name.as_bytes()].concat();
-        queue.serve_one(|memory, chain| match receive(&message, memory, chain)? {
+        queue.serve_one(|_, chain| match receive(&message, chain)? {
             len if len == message.len() => Ok(len as u32),
             _ => Err(Fault::Chain("a control buffer is too small for its message")),
         })
@@ -352,8 +358,8 @@ fn tell(
 /// A driver that knows no ports takes the first two queues for a console's: nobody is there.
 fn drop_all(queues: &mut Queues) -> Result<(), Fault> {
     let Some(queue) = queues.get(super::TRANSMIT) else { return Ok(()) };
-    queue.serve(|memory, chain| {
-        transmit(memory, chain, |_| {})?;
+    queue.serve(|_, chain| {
+        transmit(chain, |_| {})?;
         Ok(0_u32)
     })
 }

@@ -15,7 +15,6 @@ use crate::backend::tap::Tap;
 use crate::devices::rate_limit::RateLimit;
 use crate::devices::virtio::queue::{Chain, Queues};
 use crate::devices::virtio::{Fault, HostSource, Listen, QueueHandler};
-use vm_memory::GuestMemoryMmap;
 
 /// When the host takes no frame, this long passes before it is asked again: a tap does not tell when it would.
 const RETRY: Duration = Duration::from_millis(1);
@@ -92,7 +91,7 @@ impl NetHandler {
     fn control(&mut self, queues: &mut Queues) -> Result<(), Fault> {
         let LaneParts { shared, control: Some(control), .. } = &self.parts else { return Ok(()) };
         let Some(queue) = queues.get(control.queue) else { return Ok(()) };
-        queue.serve(|memory, chain| control.serve(memory, chain, shared))
+        queue.serve(|_, chain| control.serve(chain, shared))
     }
 }
 
@@ -144,6 +143,15 @@ impl QueueHandler for NetHandler {
     }
 }
 
+impl Drop for NetHandler {
+    /// The driver was reset: a frame that waited for its buffers was for nobody.
+    fn drop(&mut self) {
+        if self.parts.receiver.holds_a_frame() {
+            self.parts.shared.counters.rx_dropped.add(1);
+        }
+    }
+}
+
 /// Serves the control queue alone: the kernel moves the frames.
 #[derive(Debug)]
 pub(super) struct ControlHandler {
@@ -154,18 +162,18 @@ pub(super) struct ControlHandler {
 impl QueueHandler for ControlHandler {
     fn on_queue(&mut self, queues: &mut Queues, index: usize) -> Result<(), Fault> {
         let Some(queue) = queues.get(index) else { return Ok(()) };
-        queue.serve(|memory, chain| self.control.serve(memory, chain, &self.shared))
+        queue.serve(|_, chain| self.control.serve(chain, &self.shared))
     }
 }
 
 impl Control {
     /// Serves one command; its answer is the first byte the driver lets us write.
-    fn serve(&self, memory: &GuestMemoryMmap, chain: Chain<'_>, shared: &Shared) -> Result<u32, Fault> {
+    fn serve(&self, chain: Chain<'_>, shared: &Shared) -> Result<u32, Fault> {
         if chain.clone().last().is_none_or(|last| last.has_next()) {
             return Err(Fault::Chain("a command has no end"));
         }
-        let mut writer = chain.clone().writer(memory)?;
-        let mut reader = chain.reader(memory)?;
+        let mut writer = chain.clone().writer()?;
+        let mut reader = chain.reader()?;
         let mut command = vec![0; reader.available_bytes().min(MAX_COMMAND)];
         reader.read_exact(&mut command).map_err(Fault::Host)?;
         let whole = reader.available_bytes() == 0;

@@ -119,8 +119,22 @@ impl Net {
     /// Plugs the cable in or out: the driver sees it, and so does the host's end.
     pub fn set_link(&self, up: bool) {
         self.shared.set_link(up);
+        // A tap without carrier takes the guest's frames all the same.
+        self.kernel.iter().for_each(|pair| pair.set_open(up));
         // An older kernel leaves the carrier alone; frames are dropped all the same.
         let _ = self.tap.set_carrier(up);
+    }
+
+    /// Whether the cable is plugged in.
+    #[must_use]
+    pub fn link_is_up(&self) -> bool {
+        self.shared.link_is_up()
+    }
+
+    /// The name of the tap at its other end.
+    #[must_use]
+    pub fn tap_name(&self) -> &str {
+        self.tap.name()
     }
 
     /// Queue pairs there can be.
@@ -231,13 +245,13 @@ impl VirtioDevice for Net {
     }
 
     fn counters(&self) -> Counters {
-        let shared = Arc::clone(&self.shared);
-        Box::new(move || shared.counters.by_name())
+        let (shared, by_kernel) = (Arc::clone(&self.shared), !self.kernel.is_empty());
+        Box::new(move || if by_kernel { shared.counters.without_frames() } else { shared.counters.by_name() })
     }
 
     fn backend(&self) -> Option<String> {
-        let kernel = if self.kernel.is_empty() { "" } else { " by vhost-net" };
-        Some(format!("tap {}{kernel}, {}", self.tap.name(), self.shared.describe()))
+        let kernel = if self.kernel.is_empty() { "" } else { " by vhost-net, which counts no frames" };
+        Some(format!("tap {}{kernel}, {}", self.tap.name(), self.shared.describe(self.pairs())))
     }
 }
 

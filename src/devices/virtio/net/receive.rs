@@ -2,7 +2,8 @@
 //!
 //! How long a frame is, is known only when it is read. So buffers for the longest one are taken from the ring beforehand,
 //! as far as the driver gave them, and kept for the next frame where one did not need them. What a frame has beyond them
-//! goes into memory of ours until the driver gives more.
+//! goes into memory of ours until the driver gives more. While no frame is longer than the MTU, the kernel gets only the
+//! buffers for such a one: a list of buffers for 64 KiB costs it more than a small frame does.
 
 use std::collections::VecDeque;
 use std::io;
@@ -23,6 +24,9 @@ use crate::devices::virtio::{Fault, Listen};
 
 /// Frames per wake, so that a lane's other queues get their turn.
 const BATCH: usize = 256;
+/// After so many frames in a row that are no longer than the MTU, the next one is expected to be so too. When it is not, the
+/// rest of it is copied once.
+const SMALL_IN_A_ROW: u32 = 64;
 /// Bytes of a VLAN tag, which the MTU does not count.
 const TAG_BYTES: usize = 4;
 
@@ -62,6 +66,9 @@ pub(super) struct Receiver {
     held: Option<Held>,
     /// Bytes the longest frame needs, its header included.
     wanted: usize,
+    /// Bytes a frame of the MTU needs, and how many in a row have needed no more.
+    small: usize,
+    small_in_a_row: u32,
     mergeable: bool,
     /// The driver takes frames with unfinished checksums, so it knows the flags about them.
     checksum: bool,
@@ -71,17 +78,16 @@ pub(super) struct Receiver {
 
 impl Receiver {
     pub(super) fn new(memory: GuestMemoryMmap, features: u64, mtu: u16) -> Self {
-        let frame = if guest_offloads(features).large_frames() {
-            MAX_FRAME
-        } else {
-            usize::from(mtu).saturating_add(ETHERNET_BYTES.saturating_add(TAG_BYTES))
-        };
+        let small = usize::from(mtu).saturating_add(ETHERNET_BYTES.saturating_add(TAG_BYTES));
+        let frame = if guest_offloads(features).large_frames() { MAX_FRAME } else { small };
         Self {
             scatter: Scatter::new(memory),
             taken: VecDeque::new(),
             spill: vec![0; HEADER_BYTES.saturating_add(MAX_FRAME)].into(),
             held: None,
             wanted: frame.saturating_add(HEADER_BYTES),
+            small: small.saturating_add(HEADER_BYTES),
+            small_in_a_row: 0,
             mergeable: features & MRG_RXBUF != 0,
             checksum: features & GUEST_CSUM != 0,
             used: Vec::new(),
@@ -130,10 +136,9 @@ impl Receiver {
                         shared.counters.rx_waits.add(1);
                         return Ok(Listen::Later);
                     }
-                    let stored = self.scatter.bytes();
-                    let len = match self.scatter.read_frame(host, &mut self.spill) {
-                        Ok(0) => return Ok(Listen::No),
-                        Ok(len) => len,
+                    let (len, stored) = match self.read_frame(host) {
+                        Ok((0, _)) => return Ok(Listen::No),
+                        Ok(read) => read,
                         Err(error) => match error.kind() {
                             io::ErrorKind::WouldBlock => return Ok(Listen::Yes),
                             io::ErrorKind::Interrupted => continue,
@@ -164,6 +169,14 @@ impl Receiver {
         Ok(Listen::Yes)
     }
 
+    /// Reads the next frame: its length, and how much of it is in the buffers.
+    fn read_frame(&mut self, host: &OwnedFd) -> io::Result<(usize, usize)> {
+        let expected = if self.small_in_a_row < SMALL_IN_A_ROW { usize::MAX } else { self.small };
+        let (len, stored) = self.scatter.read_frame(host, expected, &mut self.spill)?;
+        self.small_in_a_row = if len <= self.small { self.small_in_a_row.saturating_add(1) } else { 0 };
+        Ok((len, stored))
+    }
+
     /// Takes buffers for the longest frame, as far as there are; whether there were new ones. When there is nothing to go
     /// on with, the driver is asked to ring.
     fn take_buffers(&mut self, queue: &mut DeviceQueue) -> Result<bool, Fault> {
@@ -179,7 +192,7 @@ impl Receiver {
                 if !descriptor.is_write_only() {
                     return Err(Fault::Chain("a receive buffer is not writable"));
                 }
-                self.scatter.push(descriptor.addr(), descriptor.len())?;
+                self.scatter.push(&descriptor)?;
                 if self.scatter.pieces().saturating_sub(pieces) > MAX_PIECES {
                     return Err(Fault::Chain("a receive buffer is in too many pieces"));
                 }
@@ -253,6 +266,11 @@ impl Receiver {
         self.scatter.drop_pieces(pieces);
         self.taken.drain(..buffers.min(self.taken.len()));
         Ok(())
+    }
+
+    /// Whether a frame is held that the guest has not got.
+    pub(super) fn holds_a_frame(&self) -> bool {
+        self.held.is_some()
     }
 
     /// Leaves the buffers that no frame has needed in the ring.

@@ -3,9 +3,11 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
+use virtio_queue::desc::split::Descriptor;
+use vm_memory::{Bytes, GuestMemoryMmap, VolatileSlice};
 
 use crate::devices::virtio::Fault;
+use crate::devices::virtio::queue::runs;
 
 /// A chain in more pieces than this is no frame: a driver's own have at most 19 or so.
 pub(super) const MAX_PIECES: usize = 256;
@@ -18,7 +20,7 @@ pub(super) struct Scatter {
     /// Where the stream begins; what is before has been dropped.
     first: usize,
     bytes: usize,
-    /// What the last write passed to the kernel, kept for its memory.
+    /// What the last call passed to the kernel, kept for its memory.
     call: Vec<libc::iovec>,
 }
 
@@ -46,17 +48,16 @@ impl Scatter {
     }
 
     /// Adds a buffer.
-    pub(super) fn push(&mut self, address: GuestAddress, len: u32) -> Result<(), Fault> {
-        for slice in self.memory.get_slices(address, len as usize) {
-            let slice = slice.map_err(|_| Fault::Chain("a buffer lies outside guest memory"))?;
+    pub(super) fn push(&mut self, buffer: &Descriptor) -> Result<(), Fault> {
+        let (pieces, bytes) = (&mut self.pieces, &mut self.bytes);
+        runs(&self.memory, buffer, |slice| {
             if slice.is_empty() {
-                continue;
+                return;
             }
             let start = slice.ptr_guard_mut().as_ptr();
-            self.pieces.push(libc::iovec { iov_base: start.cast(), iov_len: slice.len() });
-            self.bytes = self.bytes.saturating_add(slice.len());
-        }
-        Ok(())
+            pieces.push(libc::iovec { iov_base: start.cast(), iov_len: slice.len() });
+            *bytes = bytes.saturating_add(slice.len());
+        })
     }
 
     /// Drops the first `pieces` pieces.
@@ -114,16 +115,32 @@ impl Scatter {
         rest.is_empty()
     }
 
-    /// Reads one frame into the stream, and what is beyond its end into `spill`; returns the frame's length.
-    pub(super) fn read_frame(&mut self, from: &impl AsFd, spill: &mut [u8]) -> io::Result<usize> {
-        self.pieces.push(libc::iovec { iov_base: spill.as_mut_ptr().cast(), iov_len: spill.len() });
-        let stream = self.stream();
-        let (start, count) = (stream.as_ptr(), stream.len() as libc::c_int);
+    /// Reads one frame into the stream's first pieces, as many as have `bytes` bytes, and what is beyond them into `spill`.
+    /// Returns the frame's length and how much of it is in the stream.
+    pub(super) fn read_frame(
+        &mut self,
+        from: &impl AsFd,
+        bytes: usize,
+        spill: &mut [u8],
+    ) -> io::Result<(usize, usize)> {
+        let mut pieces = std::mem::take(&mut self.call);
+        pieces.clear();
+        let mut room = 0_usize;
+        for piece in self.stream() {
+            if room >= bytes {
+                break;
+            }
+            room = room.saturating_add(piece.iov_len);
+            pieces.push(*piece);
+        }
+        pieces.push(libc::iovec { iov_base: spill.as_mut_ptr().cast(), iov_len: spill.len() });
         // SAFETY: each piece is guest memory that stays mapped and that no reference of ours is to, or `spill`, borrowed
         // for this call.
-        let read = unsafe { libc::readv(from.as_fd().as_raw_fd(), start, count) };
-        self.pieces.pop();
-        usize::try_from(read).map_err(|_| io::Error::last_os_error())
+        let read =
+            unsafe { libc::readv(from.as_fd().as_raw_fd(), pieces.as_ptr(), pieces.len() as libc::c_int) };
+        let result = usize::try_from(read).map_err(|_| io::Error::last_os_error());
+        self.call = pieces;
+        result.map(|len| (len, len.min(room)))
     }
 
     /// Writes one frame: `header`, and the stream after as many bytes.

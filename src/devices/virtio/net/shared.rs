@@ -61,6 +61,14 @@ impl Counts {
         ];
         all.into_iter().map(|(name, counter)| (name.to_owned(), counter.0.load(Ordering::Relaxed))).collect()
     }
+
+    /// What is counted while the kernel moves the frames. To be silent about frames is better than to say that there were
+    /// none.
+    pub(super) fn without_frames(&self) -> BTreeMap<String, u64> {
+        let mut counted = self.by_name();
+        counted.retain(|name, _| !name.starts_with("rx_") && !name.starts_with("tx_"));
+        counted
+    }
 }
 
 /// What the lanes share.
@@ -142,11 +150,27 @@ impl Shared {
         Listen::No
     }
 
-    /// Queue pairs, offloads and link in words.
-    pub(super) fn describe(&self) -> String {
-        let pairs = self.pairs.load(Ordering::Relaxed);
-        let plural = if pairs == 1 { "" } else { "s" };
+    /// Queue pairs that the driver uses of `all`, offloads and link in words.
+    pub(super) fn describe(&self, all: usize) -> String {
+        let pairs = match self.pairs.load(Ordering::Relaxed) {
+            1 if all == 1 => "1 queue pair".to_owned(),
+            used if used == all => format!("{all} queue pairs"),
+            used => format!("{used} of {all} queue pairs in use"),
+        };
         let link = if self.link_is_up() { "" } else { ", link down" };
-        format!("{pairs} queue pair{plural}, offloads {}{link}", *lock(&self.offloads))
+        format!("{pairs}, offloads {}{link}", *lock(&self.offloads))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_that_the_kernel_moves_are_not_said_to_be_none() {
+        let counts = Counts::default();
+        counts.commands.add(3);
+        assert_eq!(counts.without_frames(), BTreeMap::from([("commands".to_owned(), 3)]));
+        assert_eq!(counts.by_name()["rx_packets"], 0);
     }
 }

@@ -267,6 +267,18 @@ fn a_frame_waits_for_the_buffers_it_lacks() {
 }
 
 #[test]
+fn a_frame_that_waits_for_buffers_when_the_driver_is_reset_is_counted() {
+    let mut net = fixture(MRG_RXBUF, 64);
+    net.arrives(&frame(1400));
+    net.drivers[RECEIVE].offer(&[writable(DATA, 1000)]);
+    assert_eq!(net.receive().unwrap(), Listen::Later);
+    let shared = Arc::clone(&net.shared);
+    drop(net);
+    let counts = shared.counters.by_name();
+    assert_eq!((counts["rx_dropped"], counts["rx_packets"]), (1, 0));
+}
+
+#[test]
 fn a_frame_no_ring_of_this_driver_can_hold_is_counted_and_dropped() {
     for features in [MRG_RXBUF, 0] {
         let mut net = fixture(features, 4);
@@ -370,7 +382,7 @@ fn offloads_are_switched_within_what_was_negotiated() {
     let mut net = fixture(features, 64);
     let mut set = |bits: u64| net.command(&[&[5, 0][..], &bits.to_le_bytes()].concat());
     assert_eq!((set(GUEST_CSUM), set(1 << 10)), (0, 1));
-    assert!(net.shared.describe().ends_with("offloads csum"), "{}", net.shared.describe());
+    assert!(net.shared.describe(1).ends_with("offloads csum"), "{}", net.shared.describe(1));
 }
 
 #[test]
@@ -413,4 +425,58 @@ fn limits_hold_both_ways() {
     let (received, sent) = passed(&net);
     assert!((4..8).contains(&received) && (4..8).contains(&sent), "{received} {sent}");
     assert!(net.counter("rx_waits") > 0 && net.counter("tx_waits") > 0);
+}
+
+/// Small frames until the kernel is given buffers for small ones only.
+fn many_small_frames(net: &mut Fixture) {
+    for at in 0..70_u64 {
+        net.drivers[RECEIVE].offer(&[writable(DATA + 0x800 * at, 1536)]);
+        net.arrives(&frame(60));
+        net.receive().unwrap();
+    }
+    assert_eq!(net.counter("rx_packets"), 70);
+}
+
+#[test]
+fn a_large_frame_that_nobody_expected_is_whole() {
+    let mut net = fixture(MRG_RXBUF | GUEST_CSUM | GUEST_TSO4, 256);
+    many_small_frames(&mut net);
+    for at in 70..130 {
+        net.drivers[RECEIVE].offer(&[writable(DATA + 0x800 * at, 1536)]);
+    }
+    // The first is copied in part, the second one is not, the third one needs a buffer.
+    for len in [20_000, 40_000, 60] {
+        net.arrives(&frame(len));
+    }
+    assert_eq!(net.receive().unwrap(), Listen::Yes);
+    let used = net.drivers[RECEIVE].used();
+    let mut at = 70_u64;
+    for len in [20_000_usize, 40_000, 60] {
+        let count = (len + HEADER_BYTES).div_ceil(1536) as u64;
+        let mut expected = frame(len);
+        expected[10] = count as u8;
+        let part = |at: u64| net.bytes(DATA + 0x800 * at, used[at as usize].1 as usize);
+        assert!((at..at + count).flat_map(part).eq(expected), "{len}");
+        at += count;
+    }
+    assert_eq!(used.len() as u64, at);
+}
+
+#[test]
+fn a_large_frame_that_nobody_expected_waits_for_the_buffers_it_lacks() {
+    let mut net = fixture(MRG_RXBUF | GUEST_CSUM | GUEST_TSO4, 128);
+    many_small_frames(&mut net);
+    net.drivers[RECEIVE].offer(&[writable(DATA, 1536)]);
+    net.drivers[RECEIVE].offer(&[writable(DATA + 1536, 1000)]);
+    net.arrives(&frame(4000));
+    assert_eq!(net.receive().unwrap(), Listen::Later);
+    // A pause in between loses nothing.
+    net.handler.quiesce(&mut net.queues).unwrap();
+    assert_eq!(net.drivers[RECEIVE].used().len(), 70);
+    net.drivers[RECEIVE].offer(&[writable(DATA + 2536, 2000)]);
+    net.receive().unwrap();
+    let mut expected = frame(4000);
+    expected[10] = 3;
+    assert_eq!(net.bytes(DATA, 4012), expected);
+    assert_eq!(net.counter("rx_dropped"), 0);
 }

@@ -77,7 +77,7 @@ impl Transmitter {
             if descriptor.is_write_only() {
                 return Err(Fault::Chain("a frame to send is in a writable buffer"));
             }
-            self.scatter.push(descriptor.addr(), descriptor.len())?;
+            self.scatter.push(&descriptor)?;
             if self.scatter.pieces() > MAX_PIECES {
                 return Err(Fault::Chain("a frame is in too many pieces"));
             }

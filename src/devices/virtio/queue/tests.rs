@@ -1,7 +1,7 @@
 //! A queue between a driver and a device that does nothing but give chains back.
 
 use super::*;
-use crate::devices::virtio::testing::{DATA, Driver, guest_ram, open_msix, readable, writable};
+use crate::devices::virtio::testing::{DATA, Driver, HOLE, guest_ram, open_msix, readable, writable};
 use crate::devices::wiring::mock::MockWiring;
 
 struct Fixture {
@@ -202,4 +202,38 @@ fn chains_that_belong_together_are_seen_together_and_announced_once() {
     }
     queue.give_back_together(&[]).unwrap();
     assert!(queue.give_back_together(&[(0, 0), (4, 0)]).is_err(), "no such descriptor");
+}
+
+#[test]
+fn a_ring_that_is_not_wholly_in_memory_is_refused() {
+    let memory = guest_ram();
+    let queue = |address: u64| {
+        let mut queue = Queue::new(8).unwrap();
+        queue.set_desc_table_address(Some(0x1000), None);
+        queue.set_avail_ring_address(Some(0x2000), None);
+        queue.set_used_ring_address(Some(address as u32), None);
+        queue.set_ready(true);
+        let interrupt = fixture(8, true).queue.interrupt;
+        DeviceQueue::new(queue, memory.clone(), interrupt, EventFd::new(0).unwrap())
+    };
+    // Flags, index, eight elements of 8 bytes, the event: 70 bytes.
+    assert!(queue(HOLE - 72).is_ok());
+    for address in [HOLE - 68, HOLE - 4, HOLE] {
+        assert!(matches!(queue(address), Err(Fault::Chain(_))), "{address:x}");
+    }
+}
+
+#[test]
+fn chains_seen_before_they_are_taken_are_no_more_than_the_ring_has() {
+    let mut test = fixture(4, true);
+    test.offer(3);
+    assert!(test.queue.pop().unwrap().is_some());
+    // The driver claims more while two are seen and not taken: they are served, and then it is found out.
+    test.driver.set_available(8);
+    assert!(test.queue.pop_quietly().unwrap().is_some());
+    test.queue.put_back(1);
+    assert!(test.queue.pop_quietly().unwrap().is_some());
+    assert!(test.queue.pop_quietly().unwrap().is_some());
+    assert!(matches!(test.queue.pop_quietly(), Err(Fault::Ring(_))));
+    assert!(matches!(test.queue.pop(), Err(Fault::Ring(_))), "again");
 }

@@ -2,6 +2,7 @@
 //! rings the registers point to change as well.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use vm_memory::{Bytes, GuestAddress};
 
@@ -86,6 +87,7 @@ impl Bus {
             13 => self.function.announce_config_change(),
             14 => {
                 self.function.pause();
+                assert!(self.function.wait_for_rest(Instant::now() + Duration::from_secs(30)));
                 self.function.resume();
             }
             _ => self.access(PAGE as u64 + u64::from(script.byte().unwrap_or(0)), width, script),

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::session::{Session, was_written};
+use super::session::{Session, parting};
 use super::{Backend, Ring, VhostError};
+use crate::devices::eventfd;
 use crate::devices::pci::msix::Msix;
 use crate::devices::virtio::queue::Queues;
 use crate::devices::virtio::{Fault, HostSource, Listen, QueueHandler};
@@ -21,6 +22,8 @@ enum Watched {
     Broken,
     /// The back end hung up.
     Hangup,
+    /// It may serve from now on, or must not.
+    Opened,
 }
 
 /// A back end at work. When it is dropped, the back end has stopped and is the session's again.
@@ -52,6 +55,7 @@ impl<B: Backend + 'static> VhostLane<B> {
             (Watched::Held, held),
             (Watched::Broken, Some(broken.as_raw_fd())),
             (Watched::Hangup, backend.hangup()),
+            (Watched::Opened, Some(session.change())),
         ];
         let watched = watched.into_iter().filter_map(|(what, fd)| Some((what, fd?))).collect();
         Self {
@@ -67,8 +71,11 @@ impl<B: Backend + 'static> VhostLane<B> {
         }
     }
 
-    /// The back end serves from now on.
+    /// The back end serves from now on, if it may.
     pub(super) fn run(&mut self) -> Result<(), VhostError> {
+        if self.running || !self.session.is_open() {
+            return Ok(());
+        }
         let Some(backend) = &mut self.backend else { return Ok(()) };
         let started = backend.start(self.features, &self.memory, &self.rings, &self.broken);
         if let Err(error) = started {
@@ -124,12 +131,16 @@ impl<B: Backend + 'static> QueueHandler for VhostLane<B> {
                 }
                 Ok(Listen::Yes)
             }
-            Some((Watched::Broken, _)) if was_written(&self.broken).map_err(Fault::Host)? => {
+            Some((Watched::Broken, _)) if eventfd::take(&self.broken).map_err(Fault::Host)?.is_some() => {
                 Err(VhostError::Ring { who: self.who() }.into())
             }
-            Some((Watched::Hangup, _)) => {
-                let gone = VhostError::Gone { who: self.who() };
-                Err(self.lose(gone).into())
+            Some((Watched::Hangup, _)) => match self.backend.as_ref().and_then(parting) {
+                Some(why) => Err(self.lose(why).into()),
+                None => Ok(Listen::Yes),
+            },
+            Some((Watched::Opened, _)) if self.session.take_change().map_err(Fault::Host)? => {
+                if self.session.is_open() { self.run() } else { self.rest() }?;
+                Ok(Listen::Yes)
             }
             _ => Ok(Listen::Yes),
         }

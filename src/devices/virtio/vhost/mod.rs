@@ -12,6 +12,7 @@ mod session;
 pub mod user;
 pub mod vsock;
 
+use std::io;
 use std::os::fd::RawFd;
 use std::time::Duration;
 
@@ -35,12 +36,23 @@ pub enum VhostError {
         source: vhost::Error,
     },
     /// It did not answer for so long that it was given up.
-    #[error("{who} did not answer for {patience:?} and is given up")]
+    #[error(
+        "{who} is given up: for {patience:?} it did not answer to {doing}; it hangs, or serves another VM already: look at \
+         its own log, start it anew, then start the VM again or have its driver reset the device"
+    )]
     Silent {
         /// Who.
         who: String,
+        /// What was asked.
+        doing: &'static str,
         /// How long.
         patience: Duration,
+    },
+    /// It spoke first: nothing was agreed that it could say.
+    #[error("{who} breaks the protocol and is given up: it sent something that nobody had asked for")]
+    Unasked {
+        /// Who.
+        who: String,
     },
     /// It ended or hung up.
     #[error("{who} is gone; the driver may reset the device to try again")]
@@ -60,7 +72,31 @@ pub enum VhostError {
         /// Who.
         who: String,
         /// What.
-        what: &'static str,
+        what: String,
+    },
+    /// The kernel's device for it cannot be opened.
+    #[error(
+        "{path} {}: give the pod the device (privileged: true, or a hostPath volume of {path}) and load its module on the node (modprobe {module}), or {without}",
+        in_the_way(cause)
+    )]
+    NoDevice {
+        /// The device.
+        path: &'static str,
+        /// The module that makes it.
+        module: &'static str,
+        /// What does without it.
+        without: &'static str,
+        /// The kernel's reason.
+        cause: io::Error,
+    },
+    /// Another VM of the node has this vsock address.
+    #[error(
+        "the vsock cid {cid} is taken: another VM on this node has it; give this one another, as in --vsock cid={},vhost=true",
+        another(*cid)
+    )]
+    CidTaken {
+        /// The address.
+        cid: u64,
     },
     /// It cannot be had at all.
     #[error("{0}")]
@@ -72,6 +108,21 @@ impl VhostError {
     pub(crate) fn refused(who: &str, doing: &'static str) -> impl FnOnce(vhost::Error) -> Self {
         move |source| Self::Refused { who: who.to_owned(), doing, source }
     }
+}
+
+/// Why a device file does not open, in words.
+fn in_the_way(cause: &io::Error) -> String {
+    match cause.raw_os_error() {
+        // The file can be there with no driver behind it.
+        Some(libc::ENOENT | libc::ENXIO | libc::ENODEV) => "is not there".to_owned(),
+        Some(libc::EACCES | libc::EPERM) => "may not be opened here".to_owned(),
+        _ => format!("cannot be opened ({})", crate::spec::in_words(cause)),
+    }
+}
+
+/// Another address, for an example.
+fn another(cid: u64) -> u64 {
+    if cid < u64::from(u32::MAX).saturating_sub(1) { cid.saturating_add(1) } else { 3 }
 }
 
 /// Somebody who serves queues.
@@ -100,7 +151,7 @@ pub trait Backend: Send {
     /// When it does not answer.
     fn stop(&mut self, rings: &[Ring]) -> Result<Vec<u16>, VhostError>;
 
-    /// A descriptor that can be read when the back end is gone. A back end in the kernel does not go.
+    /// A socket that nothing comes from, unasked, before the back end is gone. A back end in the kernel does not go.
     fn hangup(&self) -> Option<RawFd> {
         None
     }

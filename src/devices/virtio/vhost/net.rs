@@ -29,15 +29,20 @@ pub struct Pair {
 pub fn open(first: usize, memory: &GuestMemoryMmap, tap: OwnedFd) -> Result<PairSession, VhostError> {
     let (memory, tap) = (memory.clone(), File::from(tap));
     Session::open(Box::new(move || {
-        let unreachable = |error: &dyn std::fmt::Display| {
-            VhostError::Unreachable(format!(
-                "/dev/vhost-net cannot be used: {error}; load vhost_net on the node and give the pod the device, or say \
-                 `vhost=off`"
-            ))
-        };
-        let device = Net::new(Arc::new(memory.clone())).map_err(|error| unreachable(&error))?;
-        let tap = tap.try_clone().map_err(|error| unreachable(&error))?;
-        VhostKernel::new("vhost-net".into(), Pair { device, tap }, first)
+        let name = "vhost-net".to_owned();
+        let device = Net::new(Arc::new(memory.clone())).map_err(|error| match error {
+            vhost::Error::VhostOpen(cause) => VhostError::NoDevice {
+                path: "/dev/vhost-net",
+                module: "vhost_net",
+                without: "leave out vhost=on",
+                cause,
+            },
+            other => VhostError::Refused { who: name.clone(), doing: "its memory", source: other },
+        })?;
+        let tap = tap.try_clone().map_err(|error| {
+            VhostError::Unreachable(format!("a queue of the tap cannot be shared with vhost-net: {error}"))
+        })?;
+        VhostKernel::new(name, Pair { device, tap }, first)
     }))
 }
 

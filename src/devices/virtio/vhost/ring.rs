@@ -69,11 +69,11 @@ impl Ring {
         broken: &EventFd,
     ) -> Result<(), VhostError> {
         let refused = |doing| VhostError::refused(who, doing);
-        backend.set_vring_num(at, addresses.queue_size).map_err(refused("a ring's size"))?;
-        backend.set_vring_base(at, self.next).map_err(refused("a ring's next entry"))?;
-        backend.set_vring_addr(at, addresses).map_err(refused("a ring's place"))?;
-        backend.set_vring_err(at, broken).map_err(refused("a ring's error eventfd"))?;
-        backend.set_vring_call(at, &self.call).map_err(refused("a ring's interrupt"))?;
-        backend.set_vring_kick(at, self.queue.notify()).map_err(refused("a ring's doorbell"))
+        backend.set_vring_num(at, addresses.queue_size).map_err(refused("a ring's size (SET_VRING_NUM)"))?;
+        backend.set_vring_base(at, self.next).map_err(refused("a ring's next entry (SET_VRING_BASE)"))?;
+        backend.set_vring_addr(at, addresses).map_err(refused("a ring's place (SET_VRING_ADDR)"))?;
+        backend.set_vring_err(at, broken).map_err(refused("a ring's error eventfd (SET_VRING_ERR)"))?;
+        backend.set_vring_call(at, &self.call).map_err(refused("a ring's interrupt (SET_VRING_CALL)"))?;
+        backend.set_vring_kick(at, self.queue.notify()).map_err(refused("a ring's doorbell (SET_VRING_KICK)"))
     }
 }

@@ -2,12 +2,17 @@
 
 use std::io;
 use std::ops::Range;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::lane::VhostLane;
 use super::{Backend, Ring, VhostError};
+use crate::devices::eventfd;
 use crate::devices::virtio::{Fault, Lane, Start};
 
 /// The way to a back end.
@@ -16,11 +21,16 @@ pub type Reach<B> = Box<dyn FnMut() -> Result<B, VhostError> + Send>;
 /// Keeps the back end of a device while no driver uses it, and finds a new one when it is gone.
 pub struct Session<B> {
     features: u64,
+    /// Apart from the state, which is read for the status: reaching one takes seconds when it is silent.
+    reach: Mutex<Reach<B>>,
     state: Mutex<State<B>>,
+    /// Whether the back end may serve at all.
+    open: AtomicBool,
+    /// Tells the lane that this has changed.
+    changed: EventFd,
 }
 
 struct State<B> {
-    reach: Reach<B>,
     /// Who it is or was.
     name: String,
     /// Not there while a lane has it, and after it was lost.
@@ -37,14 +47,44 @@ impl<B: Backend + 'static> Session<B> {
     pub fn open(mut reach: Reach<B>) -> Result<Arc<Self>, VhostError> {
         let backend = reach()?;
         let (features, name) = (backend.features(), backend.name().to_owned());
-        let state = State { reach, name, backend: Some(backend), lost: None };
-        Ok(Arc::new(Self { features, state: Mutex::new(state) }))
+        let state = State { name: name.clone(), backend: Some(backend), lost: None };
+        let changed = EventFd::new(libc::EFD_NONBLOCK)
+            .map_err(|error| VhostError::Unreachable(format!("{name} cannot be watched: {error}")))?;
+        Ok(Arc::new(Self {
+            features,
+            reach: Mutex::new(reach),
+            state: Mutex::new(state),
+            open: AtomicBool::new(true),
+            changed,
+        }))
     }
 
     /// The feature bits the back end can serve.
     #[must_use]
     pub fn features(&self) -> u64 {
         self.features
+    }
+
+    /// From now on the back end serves no ring, or does again. The driver does not hear of it: what it makes available
+    /// meanwhile waits.
+    pub fn set_open(&self, open: bool) {
+        self.open.store(open, Ordering::SeqCst);
+        // Fails only when the counter is full, and then the lane is on its way.
+        let _ = self.changed.write(1);
+    }
+
+    /// Whether it may serve.
+    pub(super) fn is_open(&self) -> bool {
+        self.open.load(Ordering::SeqCst)
+    }
+
+    /// Readable when that has changed; and it is read.
+    pub(super) fn change(&self) -> RawFd {
+        self.changed.as_raw_fd()
+    }
+
+    pub(super) fn take_change(&self) -> io::Result<bool> {
+        eventfd::take(&self.changed).map(|written| written.is_some())
     }
 
     /// Who it is, for the status.
@@ -78,17 +118,24 @@ impl<B: Backend + 'static> Session<B> {
         Ok(Lane { queues: Vec::new(), handler: Box::new(lane) })
     }
 
+    /// The back end as it was left, or another one when that is gone: nobody watched it meanwhile.
     fn take(&self) -> Result<B, VhostError> {
-        let mut state = self.lock();
-        if let Some(backend) = state.backend.take() {
-            return Ok(backend);
+        let kept = self.lock().backend.take();
+        if let Some(backend) = kept {
+            match parting(&backend) {
+                None => return Ok(backend),
+                Some(why) => self.lose(&why),
+            }
         }
-        let backend = (state.reach)()?;
-        let missing = self.features & !backend.features();
-        if missing != 0 {
-            return Err(VhostError::Lacks { who: state.name.clone(), what: "features the last one had" });
+        let reached = (self.reach.lock().unwrap_or_else(PoisonError::into_inner))();
+        let backend = reached.inspect_err(|error| self.lose(error))?;
+        if self.features & !backend.features() != 0 {
+            let (who, what) = (backend.name().to_owned(), "features the last one had".to_owned());
+            let lacks = VhostError::Lacks { who, what };
+            self.lose(&lacks);
+            return Err(lacks);
         }
-        state.lost = None;
+        self.lock().lost = None;
         Ok(backend)
     }
 
@@ -113,11 +160,14 @@ impl<B> std::fmt::Debug for Session<B> {
     }
 }
 
-/// The eventfd could not be read, or it could.
-pub(super) fn was_written(event: &EventFd) -> io::Result<bool> {
-    match event.read() {
-        Ok(_) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
-        Err(error) => Err(error),
+/// Why nothing more is to be expected of a back end whose socket can be read; `None` while it cannot.
+pub(super) fn parting(backend: &impl Backend) -> Option<VhostError> {
+    let mut byte = [0];
+    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+    let who = || backend.name().to_owned();
+    match recv(backend.hangup()?, &mut byte, flags) {
+        Err(Errno::EAGAIN | Errno::EINTR) => None,
+        Ok(1..) => Some(VhostError::Unasked { who: who() }),
+        Ok(0) | Err(_) => Some(VhostError::Gone { who: who() }),
     }
 }

@@ -71,26 +71,33 @@ impl VhostUser {
     /// Agrees on everything but the driver's features.
     fn negotiate(&mut self, queues: u64) -> Result<u64, VhostError> {
         let refused = |doing| VhostError::refused(&self.name, doing);
-        let lacks = |what| VhostError::Lacks { who: self.name.clone(), what };
+        let lacks = |what: String| VhostError::Lacks { who: self.name.clone(), what };
         let mut frontend = self.frontend.clone();
-        frontend.set_owner().map_err(refused("our claim to it"))?;
-        let features = frontend.get_features().map_err(refused("its features"))?;
+        frontend.set_owner().map_err(refused("our claim to it (SET_OWNER)"))?;
+        let features =
+            frontend.get_features().map_err(refused("the question for its features (GET_FEATURES)"))?;
         if features & F_VERSION_1 == 0 {
-            return Err(lacks("VIRTIO_F_VERSION_1"));
+            return Err(lacks("VIRTIO_F_VERSION_1".to_owned()));
         }
         if features & PROTOCOL_FEATURES == 0 {
             return Ok(features);
         }
-        let offered = frontend.get_protocol_features().map_err(refused("its protocol features"))?;
+        let offered = frontend
+            .get_protocol_features()
+            .map_err(refused("the question for its protocol features (GET_PROTOCOL_FEATURES)"))?;
         let agreed = offered & KNOWN;
-        frontend.set_protocol_features(agreed).map_err(refused("our protocol features"))?;
+        frontend
+            .set_protocol_features(agreed)
+            .map_err(refused("our protocol features (SET_PROTOCOL_FEATURES)"))?;
         if agreed.contains(VhostUserProtocolFeatures::REPLY_ACK) {
             frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
         }
-        if agreed.contains(VhostUserProtocolFeatures::MQ)
-            && frontend.get_queue_num().map_err(refused("its number of queues"))? < queues
-        {
-            return Err(lacks("queues"));
+        if agreed.contains(VhostUserProtocolFeatures::MQ) {
+            let has = frontend.get_queue_num();
+            let has = has.map_err(refused("the question for its number of queues (GET_QUEUE_NUM)"))?;
+            if has < queues {
+                return Err(lacks(format!("queues: it has {has}, and {queues} are needed")));
+            }
         }
         Ok(features)
     }
@@ -104,19 +111,21 @@ impl VhostUser {
     ) -> Result<(), VhostError> {
         let refused = |doing| VhostError::refused(&self.name, doing);
         let has_protocol = self.features & PROTOCOL_FEATURES;
-        self.frontend.set_features(features | has_protocol).map_err(refused("the driver's features"))?;
+        self.frontend
+            .set_features(features | has_protocol)
+            .map_err(refused("the driver's features (SET_FEATURES)"))?;
         let regions = memory
             .iter()
             .map(VhostUserMemoryRegionInfo::from_guest_region)
             .collect::<vhost::Result<Vec<_>>>()
             .map_err(refused("guest memory, which has to be shared"))?;
-        self.frontend.set_mem_table(&regions).map_err(refused("guest memory"))?;
+        self.frontend.set_mem_table(&regions).map_err(refused("guest memory (SET_MEM_TABLE)"))?;
         for ring in rings {
             let addresses = in_our_addresses(&ring.addresses(), memory).map_err(refused("a ring's place"))?;
             ring.hand_over(&self.frontend, &self.name, ring.index, &addresses, broken)?;
             if has_protocol != 0 {
                 let enabled = self.frontend.clone().set_vring_enable(ring.index, true);
-                enabled.map_err(refused("to begin"))?;
+                enabled.map_err(refused("the word to begin (SET_VRING_ENABLE)"))?;
             }
         }
         Ok(())
@@ -143,7 +152,13 @@ impl VhostUser {
         let result = work(self);
         drop(done);
         match watch.join() {
-            Ok(true) => Err(VhostError::Silent { who: self.name.clone(), patience }),
+            Ok(true) => {
+                let doing = match result {
+                    Err(VhostError::Refused { doing, .. }) => doing,
+                    _ => "the last of our messages",
+                };
+                Err(VhostError::Silent { who: self.name.clone(), doing, patience })
+            }
             _ => result,
         }
     }
@@ -176,7 +191,7 @@ impl Backend for VhostUser {
                 .iter()
                 .map(ask)
                 .collect::<vhost::Result<_>>()
-                .map_err(VhostError::refused(&user.name, "to stop"))
+                .map_err(VhostError::refused(&user.name, "the word to stop (GET_VRING_BASE)"))
         })
     }
 

@@ -39,19 +39,30 @@ impl VhostVsock {
 
 fn open(cid: u64, memory: GuestMemoryMmap) -> Result<Kernel, VhostError> {
     let name = format!("vhost-vsock, cid {cid}");
-    let device = Vsock::new(Arc::new(memory)).map_err(|error| {
-        VhostError::Unreachable(format!(
-            "/dev/vhost-vsock cannot be used: {error}; load vhost_vsock on the node and give the pod the device, or leave \
-             out `vhost=true`"
-        ))
+    let device = Vsock::new(Arc::new(memory)).map_err(|error| match error {
+        vhost::Error::VhostOpen(cause) => VhostError::NoDevice {
+            path: "/dev/vhost-vsock",
+            module: "vhost_vsock",
+            without: "write path=/run/nestling/vm.vsock in place of vhost=true",
+            cause,
+        },
+        other => VhostError::Refused { who: name.clone(), doing: "its memory", source: other },
     })?;
     let kernel = VhostKernel::new(name, device, 0)?;
-    kernel.device().set_guest_cid(cid).map_err(|error| {
-        VhostError::Unreachable(format!(
-            "the vsock address {cid} is taken on this node, or is not one: {error}"
-        ))
-    })?;
+    kernel.device().set_guest_cid(cid).map_err(|error| no_cid(cid, error))?;
     Ok(kernel)
+}
+
+/// Why the kernel does not give the guest this address (VHOST_VSOCK_SET_GUEST_CID).
+fn no_cid(cid: u64, error: vhost::Error) -> VhostError {
+    match error {
+        vhost::Error::IoctlError(cause) if cause.raw_os_error() == Some(libc::EADDRINUSE) => {
+            VhostError::CidTaken { cid }
+        }
+        source => {
+            VhostError::Refused { who: format!("vhost-vsock, cid {cid}"), doing: "the guest's cid", source }
+        }
+    }
 }
 
 impl KernelDevice for Vsock<Arc<GuestMemoryMmap>> {
@@ -91,5 +102,21 @@ impl VirtioDevice for VhostVsock {
 
     fn backend(&self) -> Option<String> {
         Some(self.session.describe())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn a_cid_that_another_vm_has_is_told_with_the_mend() {
+        let refusal = |errno| vhost::Error::IoctlError(io::Error::from_raw_os_error(errno));
+        let taken = no_cid(7, refusal(libc::EADDRINUSE)).to_string();
+        let words = "the vsock cid 7 is taken: another VM on this node has it; give this one another, as in --vsock cid=8,";
+        assert!(taken.starts_with(words), "{taken}");
+        assert!(matches!(no_cid(7, refusal(libc::EINVAL)), VhostError::Refused { .. }));
     }
 }

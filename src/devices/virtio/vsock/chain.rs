@@ -3,49 +3,61 @@
 //! The standard does not fix how these are cut into descriptors (§2.7.4), and drivers differ: Linux 6.1 keeps header and data apart,
 //! later ones put both into one buffer, or the data into one buffer a page.
 
-use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
+use vm_memory::{Bytes, GuestMemoryMmap, VolatileSlice};
 
 use super::header::{HEADER_BYTES, Header};
 use crate::devices::virtio::Fault;
-use crate::devices::virtio::queue::{Chain, DeviceQueue};
+use crate::devices::virtio::queue::{Chain, DeviceQueue, runs};
 
-/// A run of guest memory in pieces.
+/// A run of guest memory in pieces. Nearly always it is one piece, which takes no memory of ours.
 #[derive(Debug, Default)]
 pub(super) struct Buffers<'m> {
-    slices: Vec<VolatileSlice<'m>>,
+    first: Option<VolatileSlice<'m>>,
+    more: Vec<VolatileSlice<'m>>,
     len: usize,
 }
 
 impl<'m> Buffers<'m> {
-    /// All buffers of a chain, which must be for the device to write, or all to read.
-    fn of(memory: &'m GuestMemoryMmap, chain: Chain<'_>, writable: bool) -> Result<Self, Fault> {
-        let mut buffers = Self::default();
+    /// A chain's header, as far as there is one, and its data. All buffers must be for the device to write, or all to read.
+    fn of(memory: &'m GuestMemoryMmap, chain: Chain<'_>, writable: bool) -> Result<(Self, Self), Fault> {
+        let (mut header, mut data) = (Self::default(), Self::default());
         let mut ended = false;
         for descriptor in chain {
             if descriptor.is_write_only() != writable {
                 return Err(Fault::Chain("a packet's buffer has the wrong direction"));
             }
-            for slice in memory.get_slices(descriptor.addr(), descriptor.len() as usize) {
-                buffers.push(slice.map_err(|_| Fault::Chain("a buffer lies outside guest memory"))?);
-            }
-            if buffers.slices.len() > MOST_PIECES {
+            runs(memory, &descriptor, |slice| data.push(header.fill_up(HEADER_BYTES, slice)))?;
+            if header.more.len().saturating_add(data.more.len()) > MOST_PIECES {
                 return Err(Fault::Chain("a packet has more buffers than a queue"));
             }
             ended = !descriptor.has_next();
         }
-        if ended { Ok(buffers) } else { Err(Fault::Chain("a chain of descriptors does not end")) }
+        if ended { Ok((header, data)) } else { Err(Fault::Chain("a chain of descriptors does not end")) }
     }
 
     fn push(&mut self, slice: VolatileSlice<'m>) {
-        if !slice.is_empty() {
-            self.len = self.len.saturating_add(slice.len());
-            self.slices.push(slice);
+        if slice.is_empty() {
+            return;
+        }
+        self.len = self.len.saturating_add(slice.len());
+        if self.first.is_none() {
+            self.first = Some(slice);
+        } else {
+            self.more.push(slice);
         }
     }
 
+    /// Adds a slice, but no more than `most` bytes in all; returns the rest of it, which may be empty.
+    fn fill_up(&mut self, most: usize, slice: VolatileSlice<'m>) -> VolatileSlice<'m> {
+        let taken = most.saturating_sub(self.len).min(slice.len());
+        let Ok((front, rest)) = slice.split_at(taken) else { return slice };
+        self.push(front);
+        rest
+    }
+
     /// The pieces, none of them empty.
-    pub(super) fn slices(&self) -> &[VolatileSlice<'m>] {
-        &self.slices
+    pub(super) fn slices(&self) -> impl Iterator<Item = &VolatileSlice<'m>> {
+        self.first.iter().chain(&self.more)
     }
 
     /// Bytes in all.
@@ -55,32 +67,24 @@ impl<'m> Buffers<'m> {
 
     /// Cuts the run in two after `at` bytes; the first part is what is there of them.
     pub(super) fn split(self, at: usize) -> (Self, Self) {
-        // Most packets are taken whole: nothing to copy then.
+        // Most packets are taken whole.
         if at >= self.len {
             return (self, Self::default());
         }
-        if at == 0 {
-            return (Self::default(), self);
-        }
         let (mut front, mut back) = (Self::default(), Self::default());
-        for slice in self.slices {
-            let wanted = at.saturating_sub(front.len);
-            match slice.split_at(wanted) {
-                Ok((first, rest)) => {
-                    front.push(first);
-                    back.push(rest);
-                }
-                // It has no more than is wanted.
-                Err(_) => front.push(slice),
-            }
+        for &slice in self.slices() {
+            back.push(front.fill_up(at, slice));
         }
         (front, back)
     }
 
     /// Copies the whole run.
     pub(super) fn read(&self, mut into: impl FnMut(&[u8])) {
+        if self.len == 0 {
+            return;
+        }
         let mut buffer = [0; 4096];
-        for slice in &self.slices {
+        for slice in self.slices() {
             let mut done = 0_usize;
             while let Ok(count @ 1..) = slice.read(&mut buffer, done) {
                 into(buffer.get(..count).unwrap_or_default());
@@ -91,7 +95,7 @@ impl<'m> Buffers<'m> {
 
     /// Writes from the front on, as far as there is room.
     fn write(&self, mut bytes: &[u8]) {
-        for slice in &self.slices {
+        for slice in self.slices() {
             let count = slice.write(bytes, 0).unwrap_or(0);
             bytes = bytes.get(count..).unwrap_or_default();
         }
@@ -112,7 +116,7 @@ pub(super) struct Packet<'m> {
 impl<'m> Packet<'m> {
     /// Takes a chain of the transmit queue apart.
     pub(super) fn parse(memory: &'m GuestMemoryMmap, chain: Chain<'_>) -> Result<Self, Fault> {
-        let (front, data) = Buffers::of(memory, chain, false)?.split(HEADER_BYTES);
+        let (front, data) = Buffers::of(memory, chain, false)?;
         if front.len() < HEADER_BYTES {
             return Err(Fault::Chain("a packet is shorter than its header"));
         }
@@ -138,7 +142,7 @@ impl<'m> Room<'m> {
     pub(super) fn pop(memory: &'m GuestMemoryMmap, queue: &mut DeviceQueue) -> Result<Option<Self>, Fault> {
         let Some(chain) = queue.pop()? else { return Ok(None) };
         let head = chain.head_index();
-        let (header, data) = Buffers::of(memory, chain, true)?.split(HEADER_BYTES);
+        let (header, data) = Buffers::of(memory, chain, true)?;
         // A buffer that never has room for a byte would keep data waiting for ever.
         if header.len() < HEADER_BYTES || data.len() == 0 {
             return Err(Fault::Chain("a receive buffer has no room for a packet"));
@@ -146,9 +150,9 @@ impl<'m> Room<'m> {
         Ok(Some(Self { head, header, data }))
     }
 
-    /// Gives it back with a header before `header.len` bytes of data.
-    pub(super) fn fill(self, queue: &mut DeviceQueue, header: &Header) -> Result<(), Fault> {
+    /// Writes a header before `header.len` bytes of data. What it says is how the chain is to be given back.
+    pub(super) fn fill(&self, header: &Header) -> (u16, u32) {
         self.header.write(&header.encode());
-        queue.give_back(self.head, (HEADER_BYTES as u32).saturating_add(header.len))
+        (self.head, (HEADER_BYTES as u32).saturating_add(header.len))
     }
 }

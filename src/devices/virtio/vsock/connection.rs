@@ -249,7 +249,8 @@ impl<S: Stream> Connection<S> {
         }
         let mut taken = 0;
         if self.outbox.is_empty() && len > 0 {
-            match self.stream.as_mut().map(|stream| stream.write(data.slices())) {
+            let slices: Vec<_> = data.slices().copied().collect();
+            match self.stream.as_mut().map(|stream| stream.write(&slices)) {
                 Some(Ok(count)) => taken = count,
                 Some(Err(error)) if error.kind() == ErrorKind::WouldBlock => {}
                 _ => {

@@ -131,20 +131,16 @@ impl Header {
     /// Writes it.
     pub(super) fn encode(&self) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];
-        let fields: [&[u8]; 10] = [
-            &self.src_cid.to_le_bytes(),
-            &self.dst_cid.to_le_bytes(),
-            &self.src_port.to_le_bytes(),
-            &self.dst_port.to_le_bytes(),
-            &self.len.to_le_bytes(),
-            &self.kind.to_le_bytes(),
-            &u16::from(self.op).to_le_bytes(),
-            &self.flags.to_le_bytes(),
-            &self.buf_alloc.to_le_bytes(),
-            &self.fwd_cnt.to_le_bytes(),
-        ];
-        let all = fields.into_iter().flatten();
-        bytes.iter_mut().zip(all).for_each(|(to, from)| *to = *from);
+        bytes[..8].copy_from_slice(&self.src_cid.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.dst_cid.to_le_bytes());
+        bytes[16..20].copy_from_slice(&self.src_port.to_le_bytes());
+        bytes[20..24].copy_from_slice(&self.dst_port.to_le_bytes());
+        bytes[24..28].copy_from_slice(&self.len.to_le_bytes());
+        bytes[28..30].copy_from_slice(&self.kind.to_le_bytes());
+        bytes[30..32].copy_from_slice(&u16::from(self.op).to_le_bytes());
+        bytes[32..36].copy_from_slice(&self.flags.to_le_bytes());
+        bytes[36..40].copy_from_slice(&self.buf_alloc.to_le_bytes());
+        bytes[40..].copy_from_slice(&self.fwd_cnt.to_le_bytes());
         bytes
     }
 }

@@ -268,7 +268,7 @@ impl<H: Host> Muxer<H> {
     fn send_in_turn(&mut self, receive: &mut Receive<'_, '_>, now: Instant) -> Result<(), Fault> {
         while let Some(header) = self.resets.front() {
             let Some(room) = receive.room()? else { return Ok(()) };
-            receive.fill(room, header)?;
+            receive.fill(&room, header);
             self.resets.pop_front();
         }
         while let Some(id) = self.line.pop_front() {

@@ -16,12 +16,14 @@ pub(super) struct Receive<'q, 'm> {
     /// Buffers this round may still take: a driver that adds them as fast as they are filled must not hold the worker.
     budget: u16,
     filled: u32,
+    /// Packets that are in their buffers, and that the driver does not see yet.
+    unseen: Vec<(u16, u32)>,
 }
 
 impl<'q, 'm> Receive<'q, 'm> {
     /// One ring's worth of `queue`.
     pub(super) fn new(queue: &'q mut DeviceQueue, memory: &'m GuestMemoryMmap, guest_cid: u64) -> Self {
-        Self { queue, memory, guest_cid, budget: super::QUEUE_SIZE, filled: 0 }
+        Self { queue, memory, guest_cid, budget: super::QUEUE_SIZE, filled: 0, unseen: Vec::new() }
     }
 
     /// The next buffer, if there is one and this round may have it. What is not filled is put back.
@@ -34,10 +36,17 @@ impl<'q, 'm> Receive<'q, 'm> {
         Ok(room)
     }
 
-    /// Sends a packet whose data is in the buffer already.
-    pub(super) fn fill(&mut self, room: Room<'m>, header: &Header) -> Result<(), Fault> {
+    /// Sends a packet whose data is in the buffer already. The driver sees it when [`Receive::show`] says so.
+    pub(super) fn fill(&mut self, room: &Room<'m>, header: &Header) {
         self.filled = self.filled.saturating_add(1);
-        room.fill(self.queue, header)
+        self.unseen.push(room.fill(header));
+    }
+
+    /// Shows the driver what was sent, all at once.
+    pub(super) fn show(&mut self) -> Result<(), Fault> {
+        self.queue.give_back_together(&self.unseen)?;
+        self.unseen.clear();
+        Ok(())
     }
 
     /// The last `count` buffers were not filled.
@@ -51,8 +60,9 @@ impl<'q, 'm> Receive<'q, 'm> {
         self.filled
     }
 
-    /// Tells the driver of them. With `more` to send that this round had no budget for, there is another.
-    pub(super) fn end(self, more: bool) -> Result<(), Fault> {
+    /// Shows the driver the rest of them, and interrupts it. With `more` to send that this round had no budget for, there is another.
+    pub(super) fn end(mut self, more: bool) -> Result<(), Fault> {
+        self.show()?;
         self.queue.announce()?;
         if more && self.budget == 0 {
             self.queue.ring_again();

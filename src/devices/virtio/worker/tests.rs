@@ -3,7 +3,7 @@
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::*;
 use crate::devices::virtio::queue::DeviceQueue;
@@ -91,6 +91,12 @@ fn spawn(probe: Probe, queues: Queues) -> (Workers, Receiver<Fault>) {
     (Workers::spawn("probe", Lane::all(2, probe), queues, &notifications, on_fault).unwrap(), fault)
 }
 
+/// Pauses, and waits for it.
+fn rest(workers: &Workers) {
+    workers.pause();
+    assert!(workers.wait_for_rest(Instant::now() + LONG));
+}
+
 impl Fixture {
     fn offer(&mut self, queue: usize, chains: usize) {
         for _ in 0..chains {
@@ -155,7 +161,7 @@ fn a_paused_worker_serves_nothing_until_it_is_resumed() {
     let (worker, _fault) = spawn(test.probe, test.queues);
     assert_eq!(test.told.recv_timeout(LONG).unwrap(), Called::Chain(0));
     for _ in 0..3 {
-        worker.pause();
+        rest(&worker);
         assert_eq!(test.told.recv_timeout(LONG).unwrap(), Called::Quiesce);
         test.drivers[1].offer(&[writable(DATA, 8)]);
         test.bells[1].write(1).unwrap();
@@ -163,7 +169,7 @@ fn a_paused_worker_serves_nothing_until_it_is_resumed() {
         worker.resume();
         assert_eq!(test.told.recv_timeout(LONG).unwrap(), Called::Chain(1));
     }
-    worker.pause();
+    rest(&worker);
     worker.stop();
     assert_eq!(test.told.iter().collect::<Vec<_>>(), [Called::Quiesce], "it rested already");
 }
@@ -179,7 +185,7 @@ fn a_batch_left_for_a_pause_goes_on_afterwards() {
     worker.order(Order::Rest);
     go_on.send(()).unwrap();
     assert_eq!(test.told.recv_timeout(LONG).unwrap(), Called::Quiesce, "seven chains wait");
-    worker.pause();
+    rest(&worker);
     assert_eq!(test.drivers[0].used().len(), 1);
     drop(go_on);
     worker.resume();
@@ -282,7 +288,7 @@ fn workers_that_cannot_all_be_had_leave_no_thread_behind() {
     let deaf = unsafe { EventFd::from_raw_fd(nothing.into_raw_fd()) };
     let interrupt = test.queues.get(1).unwrap().interrupt().clone();
     let ring = virtio_queue::QueueT::new(8).unwrap();
-    test.queues.0[1] = Some(DeviceQueue::new(ring, guest_ram(), interrupt, deaf));
+    test.queues.0[1] = Some(DeviceQueue::new(ring, guest_ram(), interrupt, deaf).unwrap());
     let (sender, told) = channel();
     let second =
         Probe { told: sender.clone(), go_on: None, source: None, answers: Vec::new(), endless: None };
@@ -294,4 +300,23 @@ fn workers_that_cannot_all_be_had_leave_no_thread_behind() {
     assert!(Workers::spawn("probe", lanes, test.queues, &Arc::default(), Box::new(|_| {})).is_err());
     let gone = Err(std::sync::mpsc::RecvTimeoutError::Disconnected);
     assert_eq!(told.recv_timeout(LONG), gone, "both handlers are gone");
+}
+
+#[test]
+fn a_worker_that_does_not_come_to_rest_is_not_waited_for_without_end_and_goes_on() {
+    let mut test = fixture();
+    let (go_on, wait) = channel();
+    test.probe.go_on = Some(wait);
+    test.offer(0, 2);
+    let (worker, _fault) = spawn(test.probe, test.queues);
+    assert_eq!(test.told.recv_timeout(LONG).unwrap(), Called::Chain(0));
+    worker.pause();
+    let begun = Instant::now();
+    assert!(!worker.wait_for_rest(begun + Duration::from_millis(50)), "it is in its chain");
+    assert!(begun.elapsed() < LONG);
+    worker.resume();
+    drop(go_on);
+    assert_eq!(test.told.recv_timeout(LONG).unwrap(), Called::Chain(0), "the next one, without a rest");
+    worker.stop();
+    assert_eq!(test.drivers[0].used().len(), 2, "nothing was lost");
 }

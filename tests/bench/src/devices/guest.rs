@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use nestling::devices::pci::msix::Msix;
 use nestling::devices::registers::RegisterPages;
 use nestling::devices::virtio::queue::Queues;
-use nestling::devices::virtio::testing::Driver;
+use nestling::devices::virtio::testing::{Buffer, Driver};
 use nestling::devices::virtio::transport::ConfigChange;
 use nestling::devices::virtio::worker::Workers;
 use nestling::devices::virtio::{F_EVENT_IDX, F_VERSION_1, Start, VirtioDevice};
@@ -32,6 +32,8 @@ pub(crate) const DATA: u64 = 1 << 20;
 /// Longer than a device ever takes.
 const PATIENCE_MS: u16 = 10_000;
 
+/// VIRTQ_DESC_F_NEXT.
+const NEXT: u16 = 1;
 /// VIRTQ_DESC_F_WRITE.
 const WRITE: u16 = 2;
 
@@ -137,7 +139,7 @@ impl Guest {
     }
 }
 
-/// A driver's end of one ring. Every chain is one descriptor, and its buffer stays where it is.
+/// A driver's end of one ring. What a chain is made of stays as it is described first.
 pub(crate) struct Ring {
     table: VolatileSlice<'static>,
     available: VolatileSlice<'static>,
@@ -174,17 +176,21 @@ impl Ring {
         })
     }
 
-    /// Says which buffer descriptor `head` is.
-    pub(crate) fn describe(&self, head: u16, address: u64, len: u32, writable: bool) -> Result<()> {
-        let flags = if writable { WRITE } else { 0 };
-        let at = 16 * usize::from(head);
-        self.table.write_obj(address, at)?;
-        self.table.write_obj(len, at + 8)?;
-        self.table.write_obj(u32::from(flags), at + 12)?;
+    /// Says which buffers a chain has: descriptor `head` and those behind it.
+    pub(crate) fn describe(&self, head: u16, chain: &[Buffer]) -> Result<()> {
+        for (index, buffer) in (head..).zip(chain) {
+            let more = usize::from(index - head) + 1 < chain.len();
+            let flags = if buffer.writable { WRITE } else { 0 } | if more { NEXT } else { 0 };
+            let at = 16 * usize::from(index);
+            self.table.write_obj(buffer.address, at)?;
+            self.table.write_obj(buffer.len, at + 8)?;
+            self.table.write_obj(flags, at + 12)?;
+            self.table.write_obj(index + 1, at + 14)?;
+        }
         Ok(())
     }
 
-    /// Offers descriptor `head`; the device sees it when [`Ring::publish`] says so.
+    /// Offers the chain that begins with descriptor `head`; the device sees it when [`Ring::publish`] says so.
     pub(crate) fn offer(&mut self, head: u16) -> Result<()> {
         self.available.store(head, 4 + 2 * usize::from(self.offered % RING), Ordering::Relaxed)?;
         self.offered = self.offered.wrapping_add(1);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use nestling::backend::tap::{HEADER_BYTES, Offloads, Tap, TapSource};
 use nestling::devices::virtio::net::{DirectionRates, Net};
+use nestling::devices::virtio::testing::{readable, writable};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
@@ -135,7 +136,7 @@ impl Frames {
         for head in 0..RING {
             let at = DATA + u64::from(head) * stride;
             self.memory.write_slice(&packet, GuestAddress(at))?;
-            ring.describe(head, at, packet.len() as u32, false)?;
+            ring.describe(head, &[readable(at, packet.len() as u32)])?;
         }
         let watch = Watch::start()?;
         let mut left = self.count;
@@ -160,7 +161,7 @@ impl Frames {
         let size = if self.bytes > 1514 { 4096 } else { 1536 };
         let ring = &mut guest.rings[RECEIVE];
         for head in 0..RING {
-            ring.describe(head, DATA + u64::from(head) * size, size as u32, true)?;
+            ring.describe(head, &[writable(DATA + u64::from(head) * size, size as u32)])?;
             ring.offer(head)?;
         }
         fill(&self.names[1], self.bytes, self.count)?;

@@ -4,11 +4,13 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::{JoinHandle, spawn};
 
 use nestling::backend::vsock::{HOST_CID, VsockListener};
+use nestling::devices::virtio::testing::{readable, writable};
 use nestling::devices::virtio::vsock::Vsock;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
 
 use super::guest::{DATA, Guest, RING, ram};
 use super::{Signals, Spent, Watch, Way};
@@ -33,6 +35,9 @@ const TRANSMIT: usize = 1;
 /// Where the driver's packets are, each with room for the largest.
 const TX: u64 = DATA + RING as u64 * RX_BYTES as u64;
 const TX_BYTES: u64 = (HEADER_BYTES + CHUNK) as u64;
+/// Bytes of the driver's buffers for data of each direction.
+const RECEIVED: usize = RING as usize * RX_BYTES as usize;
+const SENT: usize = RING as usize * CHUNK;
 
 const REQUEST: u16 = 1;
 const RESPONSE: u16 = 2;
@@ -67,8 +72,11 @@ impl Way for Stream {
 
     fn plain(&mut self) -> Result<Spent> {
         let (near, far) = UnixStream::pair()?;
+        // As much memory as the driver has, so that caches help neither more than the other.
+        let (from, to) = if self.to_guest { (CHUNK, RECEIVED) } else { (SENT, CHUNK) };
+        let (from, to) = (vec![7; from], vec![7; to]);
         let watch = Watch::start()?;
-        let (writer, reader) = (write_all(near), read_all(far));
+        let (writer, reader) = (write_all(near, from), read_all(far, to));
         join(writer)?;
         join(reader)?;
         watch.stop()
@@ -80,9 +88,10 @@ impl Way for Stream {
         let device = Arc::new(Vsock::new(GUEST_CID, 8, VsockListener::bind(&path)?));
         let mut driver = VsockDriver::new(Guest::start(device, 1, self.memory)?, self.memory, path)?;
         let program = driver.connect()?;
+        let chunk = vec![7; CHUNK];
         let before = driver.guest.signals();
         let watch = Watch::start()?;
-        let thread = if self.to_guest { write_all(program) } else { read_all(program) };
+        let thread = if self.to_guest { write_all(program, chunk) } else { read_all(program, chunk) };
         if self.to_guest {
             driver.receive_all()?;
         } else {
@@ -100,21 +109,24 @@ impl Way for Stream {
     }
 }
 
-fn write_all(mut to: UnixStream) -> JoinHandle<std::io::Result<()>> {
+/// Writes the round's bytes out of `memory`, chunk by chunk.
+fn write_all(mut to: UnixStream, memory: Vec<u8>) -> JoinHandle<std::io::Result<()>> {
     spawn(move || {
-        let chunk = vec![7; CHUNK];
-        (0..BYTES / CHUNK as u64).try_for_each(|_| to.write_all(&chunk))
+        let chunks = memory.chunks_exact(CHUNK).cycle();
+        chunks.take(BYTES as usize / CHUNK).try_for_each(|chunk| to.write_all(chunk))
     })
 }
 
-fn read_all(mut from: UnixStream) -> JoinHandle<std::io::Result<()>> {
+/// Reads them into `memory`, no more than a chunk at once.
+fn read_all(mut from: UnixStream, mut memory: Vec<u8>) -> JoinHandle<std::io::Result<()>> {
     spawn(move || {
-        let (mut chunk, mut left) = (vec![0; CHUNK], BYTES);
+        let (mut at, mut left) = (0, BYTES as usize);
         while left > 0 {
-            match from.read(&mut chunk)? as u64 {
+            match from.read(&mut memory[at..at + CHUNK])? {
                 0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
                 count => left = left.saturating_sub(count),
             }
+            at = (at + CHUNK) % memory.len();
         }
         Ok(())
     })
@@ -127,7 +139,9 @@ fn join(thread: JoinHandle<std::io::Result<()>>) -> Result<()> {
 /// The guest's driver, with one connection.
 struct VsockDriver {
     guest: Guest,
-    memory: &'static GuestMemoryMmap,
+    /// Buffers for packets from the device, and packets to it.
+    received: VolatileSlice<'static>,
+    sent: VolatileSlice<'static>,
     path: PathBuf,
     host_port: u32,
     /// The host's buffer and what its program has taken, as it last said.
@@ -140,11 +154,13 @@ impl VsockDriver {
     fn new(mut guest: Guest, memory: &'static GuestMemoryMmap, path: PathBuf) -> Result<Self> {
         for head in 0..RING {
             let buffer = DATA + u64::from(head) * u64::from(RX_BYTES);
-            guest.rings[RECEIVE].describe(head, buffer, RX_BYTES, true)?;
+            guest.rings[RECEIVE].describe(head, &[writable(buffer, RX_BYTES)])?;
             guest.rings[RECEIVE].offer(head)?;
         }
         guest.rings[RECEIVE].publish()?;
-        Ok(Self { guest, memory, path, host_port: 0, credit: (0, 0), forwarded: 0 })
+        let part = |at, bytes: u64| memory.get_slice(GuestAddress(at), (u64::from(RING) * bytes) as usize);
+        let (received, sent) = (part(DATA, RX_BYTES.into())?, part(TX, TX_BYTES)?);
+        Ok(Self { guest, received, sent, path, host_port: 0, credit: (0, 0), forwarded: 0 })
     }
 
     /// A program of the host connects to ours.
@@ -169,13 +185,13 @@ impl VsockDriver {
     /// Type and bytes of the next packet; its buffer is offered again, which the device hears later.
     fn next_packet(&mut self) -> Result<Option<(u16, u32)>> {
         let Some((head, len)) = self.guest.rings[RECEIVE].take()? else { return Ok(None) };
-        let mut header = [0; HEADER_BYTES];
-        self.memory.read_slice(&mut header, GuestAddress(DATA + u64::from(head) * u64::from(RX_BYTES)))?;
-        let word = |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|byte| header[at + byte]));
-        self.host_port = word(16);
-        self.credit = (word(36), word(40));
+        let header = self.received.offset(usize::from(head) * RX_BYTES as usize)?;
+        let word = |at| header.load::<u32>(at, Ordering::Relaxed);
+        self.host_port = word(16)?;
+        self.credit = (word(36)?, word(40)?);
+        let op = header.load(30, Ordering::Relaxed)?;
         self.guest.rings[RECEIVE].offer(head)?;
-        Ok(Some((u16::from_le_bytes([header[30], header[31]]), len - HEADER_BYTES as u32)))
+        Ok(Some((op, len - HEADER_BYTES as u32)))
     }
 
     /// Sends a packet with `len` bytes of whatever is there.
@@ -198,8 +214,8 @@ impl VsockDriver {
         place(28, 1 | u32::from(op) << 16);
         place(36, BUFFER);
         place(40, self.forwarded);
-        self.memory.write_slice(&header, GuestAddress(at))?;
-        ring.describe(head, at, HEADER_BYTES as u32 + len, false)?;
+        self.sent.write_slice(&header, usize::from(head) * TX_BYTES as usize)?;
+        ring.describe(head, &[readable(at, HEADER_BYTES as u32 + len)])?;
         ring.offer(head)?;
         ring.publish()
     }

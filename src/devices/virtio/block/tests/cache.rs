@@ -2,7 +2,6 @@
 
 use std::io;
 use std::ops::Range;
-use std::path::Path;
 use std::sync::Mutex;
 
 use super::*;
@@ -24,8 +23,8 @@ impl Noting {
 }
 
 impl Disk for Noting {
-    fn path(&self) -> &Path {
-        Path::new("noting")
+    fn name(&self) -> String {
+        "noting".to_owned()
     }
 
     fn size_bytes(&self) -> u64 {

@@ -326,3 +326,26 @@ proptest! {
         prop_assert!(test.hear().len() <= 10);
     }
 }
+
+#[test]
+fn a_client_that_sends_without_end_has_its_turn_and_no_more() {
+    let mut test = fixture();
+    test.set_up();
+    let mut client = test.connect("agent");
+    let mut sent = 0;
+    while let Ok(count) = client.write(&[7; 4096]) {
+        sent += count as u64;
+    }
+    assert!(sent > 2 * TURN_BYTES, "{sent}");
+    // A longer ring, for a guest that gives more than a turn's worth of buffers.
+    let mut ring = Ring::new(&test.memory, 4, 256);
+    test.queues.0[4] = Some(ring.device(true, &open_msix(8).1));
+    (0..256).for_each(|_| ring.offer(&[writable(DATA + 0x1_0000, 2048)]));
+    let received = |test: &Fixture| test.device.counters()()["bytes_in"];
+    assert_eq!(test.handler.on_host(&mut test.queues, 0).unwrap(), Listen::Yes);
+    assert!((1..TURN_BYTES + 2048).contains(&received(&test)), "{}", received(&test));
+    let source = test.handler.host_sources()[0].fd;
+    let mut poll = libc::pollfd { fd: source, events: libc::POLLIN, revents: 0 };
+    // SAFETY: one descriptor, described by a structure of our own.
+    assert_eq!(unsafe { libc::poll(&raw mut poll, 1, 0) }, 1, "its socket says that there is more");
+}

@@ -199,7 +199,7 @@ fn queue_pairs_are_used_when_the_driver_says_so() {
     in_namespace(|| {
         let mut running = start(MRG_RXBUF | CSUM | CTRL_VQ | MQ, 2);
         let socket = socket();
-        assert!(running.net.backend().unwrap().starts_with("tap nestling0, 1 queue pair, "));
+        assert!(running.net.backend().unwrap().starts_with("tap nestling0, 1 of 2 queue pairs in use, "));
         running.make_room(0, 32);
         running.make_room(2, 32);
         assert_eq!(running.command(&[4, 0, 3, 0]), 1, "there are two");

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::FromRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -42,6 +42,10 @@ pub(super) enum Manners {
     WrongAt(u32),
     /// Answers with fewer bytes than an answer has.
     ShortAt(u32),
+    /// Answers with more bytes than an answer has.
+    LongAt(u32),
+    /// Answers, and sends two descriptors along.
+    FilesAt(u32),
     /// Says that it failed.
     FailsAt(u32),
 }
@@ -103,6 +107,11 @@ impl Fake {
         self.heard.lock().unwrap().iter().filter(|request| request.number == number).count()
     }
 
+    /// It sends us these bytes, unasked.
+    pub(super) fn say(&self, bytes: &[u8]) {
+        (&self.socket).write_all(bytes).unwrap();
+    }
+
     /// It dies.
     pub(super) fn hang_up(&self) {
         self.socket.shutdown(std::net::Shutdown::Both).unwrap();
@@ -145,8 +154,15 @@ fn serve(mut socket: UnixStream, traits: Traits, heard: &Mutex<Vec<Request>>) {
             answer.truncate(4);
             header[2] = 4;
         }
+        if traits.manners == Manners::LongAt(number) {
+            answer.extend([0xff; 24]);
+            header[2] = answer.len() as u32;
+        }
         let bytes: Vec<u8> = header.iter().flat_map(|word| word.to_ne_bytes()).chain(answer).collect();
-        if socket.write_all(&bytes).is_err() {
+        let files = [File::open("/dev/null").unwrap(), File::open("/dev/zero").unwrap()];
+        let fds = files.each_ref().map(AsRawFd::as_raw_fd);
+        let fds = if traits.manners == Manners::FilesAt(number) { &fds[..] } else { &[] };
+        if socket.send_with_fds(&[&bytes[..]], fds).is_err() {
             return;
         }
     }

@@ -98,6 +98,8 @@ impl<S: Stream> Connection<S> {
         self.deadline = None;
         match self.stage {
             Stage::Greeting | Stage::Draining => self.vanish(),
+            // The guest never had room for the request: it knows of nothing that could be reset.
+            Stage::Requested if self.opening => self.vanish(),
             Stage::Requested | Stage::Open => self.break_off(),
             // The reset is what the guest has no room for: who waits is the host's program.
             Stage::Ending => {

@@ -12,6 +12,8 @@ use crate::devices::virtio::vsock::receive::Receive;
 
 /// What one connection sends before it is the next one's turn.
 const TURN_BYTES: usize = 64 << 10;
+/// Linux' receive buffers of a turn, and some.
+const MANY: usize = 20;
 
 /// How a connection's turn ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,20 +111,20 @@ impl<S: Stream> Connection<S> {
     pub(super) fn send(&mut self, receive: &mut Receive<'_, '_>, op: Op, flags: u32) -> Result<bool, Fault> {
         let Some(room) = receive.room()? else { return Ok(false) };
         let header = Header { flags, ..self.header(receive.guest_cid, op) };
-        receive.fill(room, &header)?;
+        receive.fill(&room, &header);
         Ok(true)
     }
 
     /// Reads from the host straight into the guest's buffers, as many as there are at once; `None` when there is none.
     pub(super) fn send_data(&mut self, receive: &mut Receive<'_, '_>) -> Result<Option<u64>, Fault> {
         let most = TURN_BYTES.min(self.credit.room() as usize);
-        let mut rooms: Vec<Room<'_>> = Vec::new();
-        let (mut slices, mut space) = (Vec::new(), 0_usize);
+        let (mut rooms, mut slices) = (Vec::with_capacity(MANY), Vec::with_capacity(MANY));
+        let mut space = 0_usize;
         while space < most {
-            let Some(mut room) = receive.room()? else { break };
+            let Some(mut room): Option<Room<'_>> = receive.room()? else { break };
             let (data, _) = std::mem::take(&mut room.data).split(most.saturating_sub(space));
             space = space.saturating_add(data.len());
-            slices.extend_from_slice(data.slices());
+            slices.extend(data.slices());
             room.data = data;
             rooms.push(room);
         }
@@ -152,7 +154,7 @@ impl<S: Stream> Connection<S> {
         };
         let count = rest as u64;
         let mut unused = 0_u16;
-        for room in rooms {
+        for room in &rooms {
             let len = room.data.len().min(rest);
             if len == 0 {
                 unused = unused.saturating_add(1);
@@ -161,8 +163,9 @@ impl<S: Stream> Connection<S> {
             rest = rest.saturating_sub(len);
             self.credit.send(len as u32);
             let header = Header { len: len as u32, ..self.header(receive.guest_cid, Op::Data) };
-            receive.fill(room, &header)?;
+            receive.fill(room, &header);
         }
+        receive.show()?;
         receive.put_back(unused);
         Ok(Some(count))
     }

@@ -164,3 +164,55 @@ fn two_who_send_without_end_get_equal_shares() {
     }
     assert_eq!(bytes[0], bytes[1]);
 }
+
+#[test]
+fn the_end_comes_behind_the_last_bytes() {
+    let mut test = fixture();
+    let program = test.connect(1000);
+    test.offer(32);
+    let sent = pattern(10_000);
+    test.host_does(&program, |program| {
+        program.write(&sent);
+        program.finish_sending();
+    });
+    let got = test.got();
+    let ops: Vec<_> = got.iter().map(|got| got.header.op).collect();
+    assert_eq!(ops, [Op::Data, Op::Data, Op::Data, Op::Shutdown]);
+    let data: Vec<u8> = got.iter().flat_map(|got| got.data.clone()).collect();
+    assert_eq!(data, sent);
+}
+
+#[test]
+fn credit_that_ends_in_the_middle_of_a_buffer_ends_the_batch_there() {
+    let mut test = fixture();
+    let program = test.connect(1000);
+    test.offer(32);
+    test.send(&Header { buf_alloc: 5000, ..packet(1000, 80, Op::CreditUpdate) });
+    let sent = pattern(9000);
+    test.host_does(&program, |program| program.write(&sent));
+    let got = test.got();
+    let lengths: Vec<_> = got.iter().map(|got| (got.header.op, got.data.len())).collect();
+    let first = RX_BYTES as usize - HEADER_BYTES;
+    assert_eq!(lengths, [(Op::Data, first), (Op::Data, 5000 - first), (Op::CreditRequest, 0)]);
+    // The buffers that were taken for the batch and not needed are there for the rest.
+    test.send(&Header { buf_alloc: 5000, fwd_cnt: 5000, ..packet(1000, 80, Op::CreditUpdate) });
+    let rest: Vec<u8> = test.got().iter().flat_map(|got| got.data.clone()).collect();
+    assert_eq!(rest, sent[5000..]);
+}
+
+#[test]
+fn a_ring_smaller_than_a_batch_is_filled_again_and_again() {
+    let mut test = fixture();
+    let program = test.connect(1000);
+    let sent = pattern(60_000);
+    test.host_does(&program, |program| program.write(&sent));
+    let mut data = Vec::new();
+    for _ in 0..sent.len().div_ceil(3 * (RX_BYTES as usize - HEADER_BYTES)) {
+        test.offer(3);
+        test.serve().unwrap();
+        let got = test.got();
+        assert!(got.len() <= 3);
+        data.extend(got.into_iter().flat_map(|got| got.data));
+    }
+    assert_eq!(data, sent);
+}

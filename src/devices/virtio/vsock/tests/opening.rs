@@ -131,6 +131,19 @@ fn a_guest_that_refuses_or_does_not_answer_ends_the_connection() {
 }
 
 #[test]
+fn a_request_the_guest_had_no_room_for_leaves_nothing_behind() {
+    let mut test = fixture();
+    let programs: Vec<_> = (0..3).map(|_| knock(&mut test, b"CONNECT 52\n")).collect();
+    test.wait(REQUEST_TIME);
+    assert!(programs.iter().all(Program::is_dropped));
+    let size = test.muxer.size();
+    assert_eq!((size.entries, size.ports, size.in_line, size.alarms, size.allowed), (0, 0, 0, 0, 0));
+    test.offer(1);
+    assert!(test.got().is_empty(), "nor is the guest told of what it never heard of");
+    assert_eq!(test.counted(), [0, 0, 3, 0]);
+}
+
+#[test]
 fn more_connections_than_the_limit_are_refused_and_room_is_used_again() {
     let mut test = with_limit(2);
     let _first = test.connect(1000);

@@ -159,6 +159,7 @@ fn a_pause_loses_nothing_and_a_stop_ends_every_stream() {
     let mut guest = guest(10);
     let (mut program, _) = guest.connected();
     guest.workers.pause();
+    assert!(guest.workers.wait_for_rest(Instant::now() + Duration::from_secs(30)));
     program.write_all(b"while it rests").unwrap();
     std::thread::sleep(Duration::from_millis(20));
     assert_eq!(guest.rx.used().len(), guest.seen);
@@ -181,4 +182,48 @@ fn who_comes_when_the_limit_is_reached_is_turned_away_at_once() {
     }
     assert_eq!(guest.counter("connections_refused"), 1);
     drop(first);
+}
+
+#[test]
+fn ten_thousand_programs_that_say_nonsense_or_nothing_cost_the_next_one_nothing() {
+    let mut guest = guest(64);
+    let long = vec![b'x'; 1 << 20];
+    let greetings = [
+        &b""[..],
+        b"CONNECT",
+        b"\n",
+        b"CONNECT 99999999999\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\0\xff\0",
+        &long,
+    ];
+    let mut silent = Vec::new();
+    for number in 0..10_000_usize {
+        let mut program = UnixStream::connect(&guest.path).unwrap();
+        program.set_nonblocking(true).unwrap();
+        // What was turned away already cannot be written to.
+        let _ = program.write(greetings[number % greetings.len()]);
+        if number % 200 == 0 {
+            silent.push(program);
+        }
+    }
+    let refused = |guest: &Guest| guest.counter("connections_refused");
+    let start = Instant::now();
+    // Those that stay and are waited for are the only ones that are not refused yet.
+    while refused(&guest) < 10_000 - silent.len() as u64 {
+        assert!(start.elapsed() < LONG, "{}", refused(&guest));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    drop(silent);
+    let (mut program, _) = guest.connected();
+    program.write_all(b"heard").unwrap();
+    loop {
+        let got = guest.next();
+        if got.header.op == Op::Data {
+            assert_eq!(got.data, b"heard");
+            break;
+        }
+    }
+    assert_eq!((guest.counter("connections_open"), guest.counter("connections_total")), (1, 1));
+    guest.workers.stop();
 }

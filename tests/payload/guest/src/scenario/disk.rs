@@ -2,10 +2,10 @@
 
 use super::DEVICE_VECTOR;
 use crate::io::{peek, poke};
-use crate::virtio::disk::{Disk, FLUSH, GET_ID, KIND, READ, SECTOR, WRITE_OUT};
+use crate::virtio::disk::{Disk, F_FLUSH, FLUSH, GET_ID, KIND, READ, SECTOR, WRITE_OUT};
 use crate::virtio::queue::WRITE;
 use crate::virtio::{Device, F_EVENT_IDX, F_INDIRECT, F_VERSION_1};
-use crate::{cmdline, println};
+use crate::{cmdline, print, println};
 
 /// Every kind of request, good and bad, to the first disk.
 pub(super) fn every_request() {
@@ -89,4 +89,50 @@ pub(super) fn resets_in_flight() {
         disk.device.reset();
     }
     println!("after {:?}", Disk::start(disk.device).request(READ, 0, SECTOR));
+}
+
+/// Data of one request of [`fill`], in bytes and in sectors.
+const CHUNK_BYTES: u32 = 64 << 10;
+const CHUNK_SECTORS: u64 = (CHUNK_BYTES / SECTOR) as u64;
+
+/// Writes the whole disk, each chunk with its number. Whenever a write fails, says so and waits for a line of input.
+pub(super) fn fill() {
+    let Some(mut disk) = Disk::open(0, Some(DEVICE_VECTOR)) else { return println!("there is no disk") };
+    let chunks = disk.capacity() / CHUNK_SECTORS;
+    let mut chunk = 0;
+    while chunk < chunks {
+        poke(disk.data, chunk + 1);
+        match disk.request(WRITE_OUT, chunk * CHUNK_SECTORS, CHUNK_BYTES) {
+            Ok((0, _)) => chunk += 1,
+            other => {
+                println!("failed {other:?}");
+                println!("full");
+                while print::read_byte() != Some(b'\n') {}
+            }
+        }
+    }
+    let mut good = 0;
+    for chunk in 0..chunks {
+        poke(disk.data, 0_u64);
+        let read = disk.request(READ, chunk * CHUNK_SECTORS, CHUNK_BYTES);
+        good += u64::from(read.is_ok() && peek::<u64>(disk.data) == chunk + 1);
+    }
+    println!("good {good} of {chunks}");
+}
+
+/// Writes 4 KiB with the step's number here and there, and says after every eighth that all of them were flushed.
+pub(super) fn churn() {
+    let Some(device) = Device::find(KIND, 0) else { return println!("there is no disk") };
+    let mut disk = Disk::start_with(device, F_VERSION_1 | F_EVENT_IDX | F_INDIRECT | F_FLUSH);
+    let places = disk.capacity() / CHUNK_SECTORS;
+    for step in 0..places {
+        // An odd factor and a power of two: every place comes once.
+        let place = step * 40_503 % places;
+        poke(disk.data, step + 1);
+        let written = disk.request(WRITE_OUT, place * CHUNK_SECTORS, 8 * SECTOR);
+        if step % 8 == 7 {
+            let flushed = disk.request(FLUSH, 0, 0);
+            println!("flushed {step} {}", written == Ok((0, 1)) && flushed == Ok((0, 1)));
+        }
+    }
 }

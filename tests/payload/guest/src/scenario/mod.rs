@@ -1,6 +1,7 @@
 //! The scenarios, by the name `scenario=` gives.
 
 mod broken_chains;
+mod broken_net;
 mod broken_rings;
 mod console;
 mod disk;
@@ -45,7 +46,10 @@ pub fn run() -> ! {
         "disk-features" => disk::feature_sets(),
         "disk-reads" => disk::reads(),
         "disk-resets" => disk::resets(),
+        "disk-fill" => disk::fill(),
+        "disk-churn" => disk::churn(),
         "broken-chains" => broken_chains::run(),
+        "broken-net" => broken_net::run(),
         "broken-rings" => broken_rings::run(),
         "noise-bar" => noise::over_bars(),
         "noise-ecam" => noise::over_ecam(),
@@ -103,13 +107,15 @@ fn string_io() {
 /// Answers one line of input on COM1, polling it.
 fn serial_echo() {
     println!("ready");
-    let mut line = [0; 64];
-    let mut len = 0;
-    while len < line.len() && !line[..len].ends_with(b"\n") {
-        if let Some(byte) = print::read_byte() {
-            line[len] = byte;
-            len += 1;
+    for _ in 0..cmdline::number("lines", 1) {
+        let mut line = [0; 64];
+        let mut len = 0;
+        while len < line.len() && !line[..len].ends_with(b"\n") {
+            if let Some(byte) = print::read_byte() {
+                line[len] = byte;
+                len += 1;
+            }
         }
+        println!("got {}", core::str::from_utf8(&line[..len]).unwrap_or("?").trim_end());
     }
-    println!("got {}", core::str::from_utf8(&line[..len]).unwrap_or("?").trim_end());
 }

@@ -15,6 +15,8 @@ pub const WRITE_OUT: u32 = 1;
 pub const FLUSH: u32 = 4;
 /// VIRTIO_BLK_T_GET_ID.
 pub const GET_ID: u32 = 8;
+/// VIRTIO_BLK_F_FLUSH.
+pub const F_FLUSH: u64 = 1 << 9;
 /// Bytes of a sector.
 pub const SECTOR: u32 = 512;
 
