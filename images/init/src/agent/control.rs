@@ -69,7 +69,8 @@ pub(super) fn keep(agent: &Arc<Agent>) {
         if configured && let Some(error) = error {
             crate::say!("the connection to the host: {error}");
         }
-        sleep(wait);
+        let patience = agent.options.patience.saturating_sub(begun.elapsed());
+        sleep(if configured || said { wait } else { wait.min(patience).max(FIRST_WAIT) });
         wait = (wait * 2).clamp(FIRST_WAIT, LONGEST_WAIT);
     }
 }
