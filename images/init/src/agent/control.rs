@@ -213,6 +213,6 @@ impl Agent {
         };
         let Some(host) = host else { return };
         host.shut_write();
-        let _closed = super::exec::wait_for_close(&host, Instant::now() + LAST_WORDS);
+        let _closed = host.wait_for_close(Instant::now() + LAST_WORDS);
     }
 }

@@ -5,33 +5,31 @@
 //! connection goes away before the program has ended, the program's whole session goes too.
 
 use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
-use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use nestling_protocol::frame::{self, MAX_PAYLOAD};
 use nestling_protocol::{
-    Decoder, Exec, Failure, FailureKind, Frame, Input, Kind, Outcome, ProtocolError, Response, TerminalSize,
+    Decoder, Exec, Failure, FailureKind, Frame, Input, Kind, Outcome, ProtocolError, Response,
 };
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::unistd::pipe2;
 
-use super::transport::{Stream, set_nonblocking};
+use super::transport::Stream;
 use super::{Agent, pty};
 use crate::children::Child;
 use crate::{session_end, spawn};
+
+mod streams;
+
+use streams::{Ends, is_later, write_some};
 
 /// Input that the program has not read yet: beyond this the host has to wait.
 const MOST_INPUT: usize = 256 << 10;
 
 /// How long output may still come after the program has ended: from children that have its streams.
 const LINGER: Duration = Duration::from_millis(250);
-
-/// And how much of it, when they never stop.
-const MOST_LINGERING: usize = 1 << 20;
 
 /// What a session whose host has gone gets between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_secs(3);
@@ -94,103 +92,6 @@ pub(super) fn run(agent: &Agent, stream: &Stream, request: &Exec) -> Result<(), 
                 }
             }
         }
-    }
-}
-
-/// Waits until the host has closed the connection; false when it does not until then.
-pub(super) fn wait_for_close(stream: &Stream, deadline: Instant) -> bool {
-    let mut bytes = [0; 1024];
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() || stream.set_read_timeout(Some(left)).is_err() {
-            return false;
-        }
-        match (&mut &*stream).read(&mut bytes) {
-            Ok(0) => return true,
-            Ok(_) => {}
-            Err(error) => return !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
-        }
-    }
-}
-
-/// The program's ends of its streams.
-struct Programs {
-    stdin: OwnedFd,
-    stdout: OwnedFd,
-    stderr: OwnedFd,
-}
-
-impl Programs {
-    fn each(&self) -> [&OwnedFd; 3] {
-        [&self.stdin, &self.stdout, &self.stderr]
-    }
-}
-
-/// Our ends.
-#[derive(Debug)]
-struct Ends {
-    stdin: Option<File>,
-    stdout: Output,
-    stderr: Output,
-    terminal: bool,
-}
-
-/// An output of the program.
-#[derive(Debug)]
-struct Output {
-    kind: Kind,
-    /// `None` once it has ended.
-    file: Option<File>,
-    /// The host was told of its end.
-    told: bool,
-    lingering: usize,
-}
-
-impl Output {
-    fn new(kind: Kind, file: Option<OwnedFd>) -> Self {
-        Self { kind, told: file.is_none(), file: file.map(File::from), lingering: 0 }
-    }
-}
-
-impl Ends {
-    fn make(request: &Exec) -> nix::Result<(Self, Programs)> {
-        if let Some(size) = request.terminal {
-            return Self::terminal(size);
-        }
-        let (stdin, input) = if request.stdin {
-            let (reads, writes) = pipe2(OFlag::O_CLOEXEC)?;
-            (reads, Some(File::from(writes)))
-        } else {
-            let null = OpenOptions::new().read(true).open("/dev/null");
-            (null.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?.into(), None)
-        };
-        let (out, stdout) = pipe2(OFlag::O_CLOEXEC)?;
-        let (err, stderr) = pipe2(OFlag::O_CLOEXEC)?;
-        let ends = Self {
-            stdin: input,
-            stdout: Output::new(Kind::Stdout, Some(out)),
-            stderr: Output::new(Kind::Stderr, Some(err)),
-            terminal: false,
-        };
-        Ok((ends, Programs { stdin, stdout, stderr }))
-    }
-
-    fn terminal(size: TerminalSize) -> nix::Result<(Self, Programs)> {
-        let (ours, programs) = pty::make(size)?;
-        let copy = |file: &OwnedFd| file.try_clone().map_err(|_| Errno::EMFILE);
-        let (stdout, stderr, input) = (copy(&programs)?, copy(&programs)?, copy(&ours)?);
-        let ends = Self {
-            stdin: Some(input.into()),
-            stdout: Output::new(Kind::Stdout, Some(ours)),
-            stderr: Output::new(Kind::Stderr, None),
-            terminal: true,
-        };
-        Ok((ends, Programs { stdin: programs, stdout, stderr }))
-    }
-
-    fn set_nonblocking(&self) -> io::Result<()> {
-        let files = [&self.stdin, &self.stdout.file, &self.stderr.file];
-        files.into_iter().flatten().try_for_each(|file| set_nonblocking(file, true))
     }
 }
 
@@ -270,7 +171,7 @@ impl<'a> Session<'a> {
         // What the host still sends (input that nobody wants any more) is taken in, so that no reset overtakes this.
         self.stream.shut_write();
         drop(self.stream.set_nonblocking(false));
-        let _closed = wait_for_close(self.stream, Instant::now() + GRACE);
+        let _closed = self.stream.wait_for_close(Instant::now() + GRACE);
         Ok(())
     }
 
@@ -401,45 +302,4 @@ impl<'a> Session<'a> {
             }
         }
     }
-}
-
-impl Output {
-    fn read(&mut self, buffer: &mut [u8], to_host: &mut VecDeque<u8>, late: bool) {
-        let Some(file) = &mut self.file else { return };
-        let read = match file.read(buffer) {
-            Ok(read) => read,
-            Err(error) if is_later(&error) && !late => return,
-            // EIO: nobody has the terminal open any more. Or, late, nothing is there.
-            Err(_) => 0,
-        };
-        self.lingering += if late { read } else { 0 };
-        if let Ok(frame) = frame::encode(self.kind, buffer.get(..read).unwrap_or_default()) {
-            to_host.extend(frame);
-        }
-        if read == 0 || self.lingering > MOST_LINGERING {
-            self.file = None;
-            self.told = true;
-            if read > 0
-                && let Ok(end) = frame::encode(self.kind, &[])
-            {
-                to_host.extend(end);
-            }
-        }
-    }
-}
-
-/// Writes what goes without waiting.
-fn write_some<W: Write>(to: &mut W, bytes: &mut VecDeque<u8>) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match to.write(bytes.as_slices().0) {
-            Ok(written) => drop(bytes.drain(..written)),
-            Err(error) if is_later(&error) => return Ok(()),
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-fn is_later(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
 }

@@ -1,6 +1,5 @@
 //! Sessions: the listener, and one request on each connection.
 
-use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::sleep;
@@ -149,16 +148,5 @@ pub(super) fn say(stream: &Stream, response: &Response) {
 fn fail(stream: &Stream, failure: Failure) {
     say(stream, &Response::Failed(failure));
     stream.shut_write();
-    let deadline = Instant::now() + DRAIN;
-    let mut bytes = [0; 4096];
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() || stream.set_read_timeout(Some(left)).is_err() {
-            return;
-        }
-        match (&mut &*stream).read(&mut bytes) {
-            Ok(0) | Err(_) => return,
-            Ok(_) => {}
-        }
-    }
+    let _closed = stream.wait_for_close(Instant::now() + DRAIN);
 }

@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -161,6 +161,25 @@ impl Stream {
     /// Ends the connection, for whoever reads from it too.
     pub(crate) fn shut(&self) {
         let _gone = shutdown(self.0.as_raw_fd(), Shutdown::Both);
+    }
+
+    /// Waits until the peer has closed the connection, and takes in what it still says; false when it does not until
+    /// then.
+    pub(crate) fn wait_for_close(&self, deadline: Instant) -> bool {
+        let mut bytes = [0; 1024];
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.set_read_timeout(Some(left)).is_err() {
+                return false;
+            }
+            match (&mut &*self).read(&mut bytes) {
+                Ok(0) => return true,
+                Ok(_) => {}
+                Err(error) => {
+                    return !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
+                }
+            }
+        }
     }
 
     /// Whether the peer has closed the connection altogether. A Unix socket polls so; a vsock does not, but refuses to
