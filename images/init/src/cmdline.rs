@@ -4,6 +4,17 @@ use std::ffi::OsString;
 
 use crate::power::End;
 
+/// Whether there is to be an agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Agent {
+    /// The host speaks the protocol: wait for it.
+    On,
+    /// Look once whether it does.
+    Auto,
+    /// No.
+    Off,
+}
+
 /// The words of `/proc/cmdline`: those for the kernel (and us), and those after `--`, which are the workload.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Cmdline {
@@ -59,6 +70,19 @@ impl Cmdline {
         }
     }
 
+    /// `nestling.agent=on|auto|off`: whether the host is looked for.
+    pub(crate) fn agent(&self) -> Agent {
+        match self.value("nestling.agent") {
+            None | Some("auto") => Agent::Auto,
+            Some("on") => Agent::On,
+            Some("off") => Agent::Off,
+            Some(other) => {
+                crate::say!("nestling.agent={other} is neither on, auto nor off: taking auto");
+                Agent::Auto
+            }
+        }
+    }
+
     /// The last `console=` without its options: `hvc0`, `ttyS0`.
     pub(crate) fn console(&self) -> Option<&str> {
         self.value("console").and_then(|value| value.split(',').next()).filter(|name| !name.is_empty())
@@ -109,6 +133,14 @@ mod tests {
         assert_eq!(Cmdline::parse("nestling.end=reboot").end(), End::Reboot);
         assert_eq!(Cmdline::parse("nestling.end=halt").end(), End::Halt);
         assert_eq!(Cmdline::parse("nestling.end=explode").end(), End::PowerOff);
+    }
+
+    #[test]
+    fn the_agent_is_looked_for_unless_told() {
+        assert_eq!(Cmdline::parse("quiet").agent(), Agent::Auto);
+        assert_eq!(Cmdline::parse("nestling.agent=on").agent(), Agent::On);
+        assert_eq!(Cmdline::parse("nestling.agent=on nestling.agent=off").agent(), Agent::Off);
+        assert_eq!(Cmdline::parse("nestling.agent=7").agent(), Agent::Auto);
     }
 
     #[test]

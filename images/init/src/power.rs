@@ -3,14 +3,14 @@
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
 use nix::sys::reboot::{RebootMode, reboot, set_cad_enabled};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
+use crate::children::{self, Left};
+
 /// How long processes may take between SIGTERM and SIGKILL.
-const GRACE: Duration = Duration::from_secs(2);
+pub(crate) const GRACE: Duration = Duration::from_secs(2);
 
 /// How the machine stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,11 +27,31 @@ pub(crate) fn ctrl_alt_del_as_signal() {
     }
 }
 
-/// Stops the machine. Never returns: should the kernel refuse, it sleeps for ever, for PID 1 must not end.
+impl From<End> for nestling_protocol::End {
+    fn from(end: End) -> Self {
+        match end {
+            End::PowerOff => Self::PowerOff,
+            End::Reboot => Self::Reboot,
+            End::Halt => Self::Halt,
+        }
+    }
+}
+
+/// Stops everybody, leaves the disks clean, stops the machine.
 pub(crate) fn end(how: End) -> ! {
-    stop_processes();
+    stop_processes(GRACE);
+    leave_disks_clean();
+    stop_machine(how)
+}
+
+/// Nothing is left unwritten, and nothing mounted that could be dirty.
+pub(crate) fn leave_disks_clean() {
     nix::unistd::sync();
     crate::mounts::release_disks();
+}
+
+/// Stops the machine. Never returns: should the kernel refuse, it sleeps for ever, for PID 1 must not end.
+pub(crate) fn stop_machine(how: End) -> ! {
     let mode = match how {
         End::PowerOff => RebootMode::RB_POWER_OFF,
         End::Reboot => RebootMode::RB_AUTOBOOT,
@@ -44,23 +64,21 @@ pub(crate) fn end(how: End) -> ! {
     }
 }
 
-/// SIGTERM to all, a while to end, SIGKILL to the rest.
-fn stop_processes() {
+/// SIGTERM to all, a while to end, SIGKILL to the rest. As PID 1 only: elsewhere, "all" is the whole system.
+pub(crate) fn stop_processes(grace: Duration) {
     let everyone = Pid::from_raw(-1);
-    for (signal, patience) in [(Signal::SIGTERM, GRACE), (Signal::SIGKILL, GRACE)] {
+    for (signal, patience) in [(Signal::SIGTERM, grace), (Signal::SIGKILL, GRACE)] {
         // ESRCH: nobody is left. A stopped process has to be woken to see the signal.
         if kill(everyone, signal).is_err() {
             return;
         }
         let _nobody_left = kill(everyone, Signal::SIGCONT);
         let deadline = Instant::now() + patience;
-        loop {
-            match waitpid(everyone, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::StillAlive) if Instant::now() >= deadline => break,
-                Ok(WaitStatus::StillAlive) => sleep(Duration::from_millis(5)),
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(_) => return,
+        while Instant::now() < deadline {
+            if children::reap() == Left::None {
+                return;
             }
+            sleep(Duration::from_millis(5));
         }
     }
 }
