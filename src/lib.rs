@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`cli`] | one file per subcommand; parses, calls, prints |
 //! | [`agent`] | one VM's life inside the pod: states, signals, exit codes |
+//! | [`guest`] | the host's end of the channel to the agent in the guest |
 //! | [`preflight`] | checks of this node and this pod, each ending in a finding that says what mends it |
 //! | [`vmm`] | the machine: memory, vCPU threads, interrupts, assembly. Knows KVM, knows nothing of pods |
 //! | [`boot`] | kernel formats, boot parameters, ACPI tables, command line: functions over guest memory |
@@ -21,6 +22,7 @@ pub mod backend;
 pub mod boot;
 pub mod cli;
 pub mod devices;
+pub mod guest;
 pub mod preflight;
 pub mod spec;
 pub mod status;

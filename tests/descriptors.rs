@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Instant;
 
-use nestling::backend::vsock::{Host, HostEvent, UnixHost, VsockListener};
+use nestling::backend::vsock::{Host, HostEvent, Inside, UnixHost, VsockListener};
 use nix::sys::resource::{Resource, setrlimit};
 
 #[test]
@@ -13,7 +13,8 @@ fn without_descriptors_who_connects_by_vsock_is_turned_away() {
     setrlimit(Resource::RLIMIT_NOFILE, 64, 64).unwrap();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("v.sock");
-    let mut host = UnixHost::new(Arc::new(VsockListener::bind(&path).unwrap())).unwrap();
+    let mut host =
+        UnixHost::new(Some(Arc::new(VsockListener::bind(&path).unwrap())), Inside::new().unwrap()).unwrap();
     let mut turned_away = UnixStream::connect(&path).unwrap();
     let mut taken = Vec::new();
     while let Ok(file) = std::fs::File::open("/dev/null") {

@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on fails")]
 
+#[path = "guest/agent.rs"]
+mod agent;
 #[path = "guest/host.rs"]
 mod host;
 #[path = "guest/qcow2.rs"]

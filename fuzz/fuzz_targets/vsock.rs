@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
 use libfuzzer_sys::fuzz_target;
-use nestling::backend::vsock::VsockListener;
+use nestling::backend::vsock::{Inside, VsockListener};
 use nestling::devices::virtio::VirtioDevice;
 use nestling::devices::virtio::testing::script;
 use nestling::devices::virtio::vsock::Vsock;
@@ -23,7 +23,7 @@ static VSOCK: LazyLock<(Arc<dyn VirtioDevice>, PathBuf, UnixListener)> = LazyLoc
     let path = directory.join("v");
     let listener = UnixListener::bind(directory.join("v_80")).expect("a listener");
     listener.set_nonblocking(true).expect("fcntl");
-    let vsock = Vsock::new(3, 64, VsockListener::bind(&path).expect("a socket"));
+    let vsock = Vsock::new(3, 64, Some(VsockListener::bind(&path).expect("a socket")), Inside::new().expect("a socket"));
     (Arc::new(vsock), path, listener)
 });
 

@@ -4,48 +4,52 @@ use crate::preflight::EXIT_PREFLIGHT_FAILED;
 use crate::status::client::ClientError;
 use crate::status::model::EndReason;
 
+/// Stands for a workload's status that cannot be passed on.
+const NOT_A_CODE: u8 = 125;
+
 /// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[repr(u8)]
 pub enum Exit {
     /// `run`: the guest powered off. Any other command: it did what it was asked.
-    Success = 0,
+    Success,
     /// `status --probe`: the answer is no.
-    ProbeFailed = 1,
+    ProbeFailed,
     /// SIGINT, or Ctrl-C: stopped in order.
-    Interrupted = 130,
+    Interrupted,
     /// SIGTERM, or a stop request on the socket: stopped in order.
-    Terminated = 143,
+    Terminated,
     /// This node or this pod cannot run the VM.
-    PreflightFailed = EXIT_PREFLIGHT_FAILED,
+    PreflightFailed,
     /// A spec, flag, kernel, initrd, disk or socket path cannot be used.
-    BadInput = 201,
+    BadInput,
     /// The guest did not come up in time.
-    BootTimeout = 202,
+    BootTimeout,
     /// The guest kernel panicked.
-    GuestPanic = 203,
+    GuestPanic,
     /// The guest reset the machine.
-    GuestReset = 204,
+    GuestReset,
     /// A vCPU triple-faulted.
-    TripleFault = 205,
+    TripleFault,
     /// KVM could not go on running the guest.
-    KvmError = 206,
+    KvmError,
     /// The guest stopped feeding its watchdog.
-    Watchdog = 207,
+    Watchdog,
     /// The VM does not fit the pod's memory limit.
-    MemoryLimit = 208,
+    MemoryLimit,
     /// The machine was to end, and something of it did not within the grace period.
-    Killed = 209,
+    Killed,
     /// Nestling itself failed.
-    Internal = 210,
+    Internal,
     /// No VM answers on the socket.
-    NoInstance = 211,
+    NoInstance,
     /// The VM that answers cannot do it now, or not at all, or failed at it.
-    Refused = 212,
+    Refused,
+    /// `run`: the program that the guest is for ended with this code, 1 to 199.
+    Workload(u8),
 }
 
 impl Exit {
-    /// Every exit, in the order of the codes.
+    /// Every exit that is Nestling's own, in the order of the codes.
     pub const ALL: [Self; 17] = [
         Self::Success,
         Self::ProbeFailed,
@@ -66,10 +70,39 @@ impl Exit {
         Self::Refused,
     ];
 
+    /// The exit of a workload that ended with this status. 200 and more are Nestling's own, and no status is negative: those
+    /// become 125, and the message tells which it was.
+    fn of_workload(status: i32) -> Self {
+        match u8::try_from(status) {
+            Ok(0) => Self::Success,
+            Ok(code @ 1..200) => Self::Workload(code),
+            _ => Self::Workload(NOT_A_CODE),
+        }
+    }
+
     /// The process' exit code.
     #[must_use]
     pub fn code(self) -> u8 {
-        self as u8
+        match self {
+            Self::Success => 0,
+            Self::ProbeFailed => 1,
+            Self::Interrupted => 130,
+            Self::Terminated => 143,
+            Self::PreflightFailed => EXIT_PREFLIGHT_FAILED,
+            Self::BadInput => 201,
+            Self::BootTimeout => 202,
+            Self::GuestPanic => 203,
+            Self::GuestReset => 204,
+            Self::TripleFault => 205,
+            Self::KvmError => 206,
+            Self::Watchdog => 207,
+            Self::MemoryLimit => 208,
+            Self::Killed => 209,
+            Self::Internal => 210,
+            Self::NoInstance => 211,
+            Self::Refused => 212,
+            Self::Workload(code) => code,
+        }
     }
 
     /// The code's name, as the status, the logs and docs/exit-codes.md write it.
@@ -93,6 +126,7 @@ impl Exit {
             Self::Internal => "internal-error",
             Self::NoInstance => "no-instance",
             Self::Refused => "refused",
+            Self::Workload(_) => "workload",
         }
     }
 }
@@ -101,6 +135,8 @@ impl From<&EndReason> for Exit {
     fn from(reason: &EndReason) -> Self {
         match reason {
             EndReason::PowerOff => Self::Success,
+            EndReason::WorkloadExited { status } => Self::of_workload(*status),
+            EndReason::WorkloadKilled { signal } => Self::of_workload(signal.saturating_add(128)),
             EndReason::Reset => Self::GuestReset,
             EndReason::GuestPanic { .. } => Self::GuestPanic,
             EndReason::TripleFault => Self::TripleFault,
@@ -154,6 +190,14 @@ mod tests {
     fn the_document_and_the_enum_agree() {
         let ours: Vec<_> = Exit::ALL.iter().map(|exit| (exit.code(), exit.name().to_owned())).collect();
         assert_eq!(documented(), ours);
+    }
+
+    #[test]
+    fn a_workload_s_end_is_passed_on_as_far_as_it_can_be() {
+        let code = |status| Exit::from(&EndReason::WorkloadExited { status }).code();
+        assert_eq!([0, 1, 125, 199, 200, 255, -1].map(code), [0, 1, 125, 199, 125, 125, 125]);
+        let killed = |signal| Exit::from(&EndReason::WorkloadKilled { signal }).code();
+        assert_eq!([9, 11, 64, i32::MAX].map(killed), [137, 139, 192, 125]);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 pub mod chain;
 pub mod exit;
 mod gate;
+mod guest_agent;
 mod life;
 pub mod lifecycle;
 pub mod limits;

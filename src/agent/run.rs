@@ -1,16 +1,19 @@
 //! `nestling run`, from a valid plan to an exit code.
 
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use nestling_protocol::Configuration;
 use tokio::runtime::Builder;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::sync::oneshot;
-use tokio::time::sleep;
+use tokio::time::{Sleep, sleep};
 
 use super::exit::Exit;
 use super::gate::admit;
+use super::guest_agent::Agent;
 use super::life::Life;
 use super::lifecycle::LifeEvent;
 use super::limits;
@@ -18,7 +21,8 @@ use super::signals::Signals;
 use super::vm::{TimedEvent, Vm, bridge, create};
 use super::window;
 use crate::backend::console::ConsoleHub;
-use crate::backend::vsock::raise_descriptor_limit;
+use crate::backend::vsock::{Inside, raise_descriptor_limit};
+use crate::guest::Guest;
 use crate::spec::plan::RunPlan;
 use crate::status::clock::Clock;
 use crate::status::durable::leave_last_words;
@@ -33,6 +37,11 @@ use crate::vmm::ConsoleIo;
 /// How long a stop waits for whatever has the machine: less than the 30 seconds after which Kubernetes sends SIGKILL, more than a
 /// pause and a stop take together.
 const STOP_PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 25 });
+/// Of what the agent tells, as much may wait to be heard; then it waits.
+const AGENT_EVENTS: usize = 64;
+/// How long the guest's agent has for a stop, before the guest's power is cut. What the machine takes after that fits
+/// Kubernetes' 30 seconds as well.
+const GUEST_GRACE: Duration = Duration::from_secs(12);
 
 /// Runs the machine of `plan` to its end, in the foreground.
 ///
@@ -51,7 +60,9 @@ pub fn run(plan: &RunPlan, clock: Clock) -> Result<Exit, EndReason> {
         let console = ConsoleIo::of_this_process(plan.console_history).map_err(internal)?;
         let hub = Arc::clone(&console.hub);
         window::follow(&hub).map_err(internal)?;
-        Ok(live(plan, clock, claim, signals, hub, move |plan| create(plan, console)).await)
+        let inside = Inside::new().map_err(internal)?;
+        let ways = Ways { console: hub, inside: inside.clone() };
+        Ok(live(plan, clock, claim, signals, ways, move |plan| create(plan, console, &inside)).await)
     });
     ended.map_err(limits::name)
 }
@@ -71,23 +82,35 @@ pub fn refuse(reason: &EndReason) -> Exit {
     exit
 }
 
+/// What leads into the guest.
+struct Ways {
+    console: Arc<ConsoleHub>,
+    inside: Inside,
+}
+
 /// The whole life, with the socket up from the first state to the last event.
 async fn live<M: Vm>(
     plan: &RunPlan,
     clock: Clock,
     claim: Claim,
     mut signals: Signals,
-    console: Arc<ConsoleHub>,
+    ways: Ways,
     build: impl FnOnce(&RunPlan) -> Result<M, EndReason> + Send + 'static,
 ) -> Exit {
+    let Ways { console, inside } = ways;
     let publisher = Arc::new(Publisher::new(clock, (&plan.machine).into(), plan.status_file.clone()));
     let (stop, stop_requests) = mpsc::channel(1);
     let (operations, asked) = mpsc::channel(1);
     let server =
         Server::start(claim, Arc::clone(&publisher), Requests { stop, operations }, Arc::clone(&console));
+    let (tell, agent_events) = mpsc::channel(AGENT_EVENTS);
+    let guest = Guest::listen(&inside, Configuration::default(), clock, tell);
     let mut life = Life::begin(Arc::clone(&publisher));
     let exit = match prepare(plan, &mut life, &publisher, &mut signals, build).await {
-        Ok(machine) => Running { machine, life, signals, stop_requests, asked, clock }.see_through().await,
+        Ok(machine) => {
+            let agent = Agent { guest, events: agent_events, outcome: None };
+            Running { machine, life, signals, stop_requests, asked, agent, clock }.see_through().await
+        }
         Err(reason) => life.finish(limits::name(reason), Vec::new()),
     };
     console.close();
@@ -136,6 +159,7 @@ struct Running<M> {
     signals: Signals,
     stop_requests: mpsc::Receiver<StopRequest>,
     asked: mpsc::Receiver<Asked>,
+    agent: Agent,
     clock: Clock,
 }
 
@@ -176,17 +200,35 @@ impl<M: Vm> Running<M> {
     /// Follows the machine until it ends or somebody wants it to.
     async fn wait(&mut self, mut events: UnboundedReceiver<TimedEvent>) -> EndReason {
         let mut work: Option<Work> = None;
+        let mut stop: Option<Stop> = None;
         loop {
             tokio::select! {
                 biased;
                 event = events.recv() => match event {
                     Some((MachineEvent::Stage(stage), at)) => self.life.reach(stage, at),
-                    Some((MachineEvent::Ended(reason), _)) => return reason,
+                    Some((MachineEvent::Ended(reason), _)) => return self.agent.explain(reason, stop.map(|stop| stop.by), &mut self.life),
                     None => return internal("the machine's threads ended without a word"),
                 },
-                signal = self.signals.next() => return EndReason::Stopped { by: signal.name().to_owned() },
-                Some(StopRequest) = self.stop_requests.recv() => {
-                    return EndReason::Stopped { by: "a request on the socket".to_owned() };
+                Some((event, at)) = self.agent.events.recv() => self.agent.hear(event, at, &mut self.life),
+                signal = self.signals.next() => {
+                    let by = signal.name().to_owned();
+                    // A second one does not wait for the guest.
+                    match stop.is_none().then(|| self.ask_guest(&by)).flatten() {
+                        None => return EndReason::Stopped { by },
+                        asked => stop = asked,
+                    }
+                }
+                Some(StopRequest) = self.stop_requests.recv(), if stop.is_none() => {
+                    let by = "a request on the socket".to_owned();
+                    match self.ask_guest(&by) {
+                        None => return EndReason::Stopped { by },
+                        asked => stop = asked,
+                    }
+                }
+                by = patience(&mut stop) => {
+                    let seconds = GUEST_GRACE.as_secs();
+                    let detail = format!("the machine was stopped by {by}: the guest's agent had {seconds} s to end it, and did not");
+                    return EndReason::Killed { detail };
                 }
                 done = finished(&mut work) => {
                     let Some(Work { operation, answer, .. }) = work.take() else { continue };
@@ -198,6 +240,18 @@ impl<M: Vm> Running<M> {
                 Some(asked) = self.asked.recv(), if work.is_none() => work = self.begin(asked),
             }
         }
+    }
+
+    /// Has the guest's agent end the guest, if there is one.
+    fn ask_guest(&self, by: &str) -> Option<Stop> {
+        if self.life.state() != State::Running {
+            return None;
+        }
+        let asked = self.agent.guest.stop(GUEST_GRACE);
+        asked.ok().map(|()| {
+            tracing::info!(target: "nestling", "{by}: the guest has {} s to end", GUEST_GRACE.as_secs());
+            Stop { by: by.to_owned(), patience: Box::pin(sleep(GUEST_GRACE)) }
+        })
     }
 
     /// Has an operation done beside us, so that the socket answers and a signal is heard meanwhile.
@@ -287,6 +341,23 @@ fn left_behind(reason: EndReason, why: &str) -> EndReason {
     }
     tracing::warn!(target: "nestling", "{detail}");
     reason
+}
+
+/// A stop that the guest's agent was asked for.
+struct Stop {
+    by: String,
+    patience: Pin<Box<Sleep>>,
+}
+
+/// Who wished the stop whose time is up; never, when there is none.
+async fn patience(stop: &mut Option<Stop>) -> String {
+    match stop {
+        Some(Stop { by, patience }) => {
+            patience.as_mut().await;
+            std::mem::take(by)
+        }
+        None => std::future::pending().await,
+    }
 }
 
 /// The end of the work that is under way; never, when none is.

@@ -96,6 +96,7 @@ fn plan(dir: &Path) -> RunPlan {
         ports: Vec::new(),
         shares: Vec::new(),
         vsock: None,
+        agent: false,
         nets: Vec::new(),
         console: ConsoleKind::Virtio,
         watchdog: true,
@@ -118,7 +119,14 @@ fn live_with<M: Vm, T>(
         let claim = claim(&plan.socket).expect("claim");
         let output = std::fs::File::create("/dev/null").expect("opens");
         let console = Arc::new(ConsoleHub::new(output.into(), 1024).expect("console"));
-        let life = live(&plan, Clock::begin(), claim, signals, console, build);
+        let life = live(
+            &plan,
+            Clock::begin(),
+            claim,
+            signals,
+            Ways { console, inside: Inside::new().expect("a descriptor") },
+            build,
+        );
         tokio::join!(life, beside(&plan.socket, send_signal))
     });
     let text = std::fs::read(dir.path().join("status.json")).expect("status file");

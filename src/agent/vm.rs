@@ -7,6 +7,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::chain::chain;
 use super::gate::{explain, failing_layer};
+use crate::backend::vsock::Inside;
 use crate::spec::plan::RunPlan;
 use crate::status::clock::{Clock, Moment};
 use crate::status::model::{EndReason, MachineEvent, MachineFacts};
@@ -51,8 +52,8 @@ impl Vm for Machine {
 
 /// Builds the machine. A plan that cannot be had is the user's to mend; a KVM that refuses, and a device that is not there,
 /// is the node's or the pod's.
-pub(super) fn create(plan: &RunPlan, console: ConsoleIo) -> Result<Machine, EndReason> {
-    Machine::new(&plan.machine, console).map_err(|error| match (&error, failing_layer(&error)) {
+pub(super) fn create(plan: &RunPlan, console: ConsoleIo, inside: &Inside) -> Result<Machine, EndReason> {
+    Machine::new(&plan.machine, console, inside).map_err(|error| match (&error, failing_layer(&error)) {
         (MachineError::Kvm { .. }, _) => explain(chain(&error), plan.allow_backend),
         (error, Some(layer)) => {
             EndReason::PreflightFailed { detail: format!("the {layer} layer fails: {}", chain(error)) }

@@ -276,6 +276,7 @@ mod tests {
             ports: vec![PortPlan { name: "agent".into(), path: "/p".into() }],
             shares: vec![SharePlan { tag: "data".into(), server: ShareServer::Socket("/s".into()) }],
             vsock: Some(VsockPlan { cid: 7, host: VsockHost::Kernel }),
+            agent: false,
             nets: vec![net(TapPlan::New), net(TapPlan::Named("t1".into()))],
             console: ConsoleKind::Virtio,
             watchdog: true,

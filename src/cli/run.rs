@@ -108,6 +108,9 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "KIND")]
     console: Option<String>,
 
+    /// Listen to an agent in the guest, which tells how the workload ended: on or off [default: off]
+    #[arg(long, value_name = "on|off")]
+    agent: Option<String>,
     /// The guest's watchdog, which ends the VM when the guest starts it and then falls silent: on or off [default: on]
     #[arg(long, value_name = "on|off")]
     watchdog: Option<String>,
@@ -201,6 +204,7 @@ impl RunArgs {
             vsock: self.vsock.as_deref().map(vsock).transpose()?,
             net: self.net.iter().map(|text| net(text)).collect::<Result<_, _>>()?,
             console: given("--console", self.console.as_ref()),
+            agent: given("--agent", self.agent.as_ref()),
             watchdog: given("--watchdog", self.watchdog.as_ref()),
             balloon: given("--balloon", self.balloon.as_ref()),
             rng: given("--rng", self.rng.as_ref()),

@@ -102,6 +102,8 @@ pub struct Config {
     pub net: Vec<Given<NetConfig>>,
     /// `console`: `virtio` or `serial`.
     pub console: Option<Given<String>>,
+    /// `agent`: `on` or `off`.
+    pub agent: Option<Given<String>>,
     /// `watchdog`: `on` or `off`.
     pub watchdog: Option<Given<String>>,
     /// `balloon`: `on` or `off`, and its keys.
@@ -145,6 +147,7 @@ impl Config {
             vsock: over.vsock.or(self.vsock),
             net: if over.net.is_empty() { self.net } else { over.net },
             console: over.console.or(self.console),
+            agent: over.agent.or(self.agent),
             watchdog: over.watchdog.or(self.watchdog),
             balloon: over.balloon.or(self.balloon),
             rng: over.rng.or(self.rng),

@@ -49,6 +49,9 @@ pub struct MachinePlan {
     pub shares: Vec<SharePlan>,
     /// Streams between programs of the guest and of the host, if any.
     pub vsock: Option<VsockPlan>,
+    /// Whether an agent in the guest is listened to, through the vsock device or one made for it alone. The node's own
+    /// AF_VSOCK does not lead to us.
+    pub agent: bool,
     /// Network interfaces in the order they were written: the first is the guest's `eth0`.
     pub nets: Vec<NetPlan>,
     /// Which console the guest gets.

@@ -42,6 +42,7 @@ impl Config {
             ports: port::plan(&self.port)?,
             shares: share::plans(&self.share)?,
             vsock: self.vsock.as_ref().map(vsock::plan).transpose()?,
+            agent: self.has_agent()?,
             nets: self.nets()?,
             console: self.console_kind()?,
             watchdog: self.has_watchdog()?,
@@ -127,12 +128,11 @@ impl Config {
     }
 
     fn has_watchdog(&self) -> Result<bool, SpecError> {
-        choose(self.watchdog.as_ref(), "on or off", |text| match text {
-            "on" | "true" => Some(true),
-            "off" | "false" => Some(false),
-            _ => None,
-        })
-        .map(|watchdog| watchdog.unwrap_or(true))
+        on_or_off(self.watchdog.as_ref()).map(|watchdog| watchdog.unwrap_or(true))
+    }
+
+    fn has_agent(&self) -> Result<bool, SpecError> {
+        on_or_off(self.agent.as_ref()).map(|agent| agent.unwrap_or(false))
     }
 
     fn allowed_backend(&self) -> Result<AllowBackend, SpecError> {
@@ -164,6 +164,14 @@ impl Config {
         check_status_file(given)?;
         Ok(Some(given.value.clone()))
     }
+}
+
+fn on_or_off(given: Option<&Given<String>>) -> Result<Option<bool>, SpecError> {
+    choose(given, "on or off", |text| match text {
+        "on" | "true" => Some(true),
+        "off" | "false" => Some(false),
+        _ => None,
+    })
 }
 
 /// Reads a value that may not be there.

@@ -95,6 +95,8 @@ fn shortened(reason: &EndReason) -> EndReason {
         | EndReason::BadInput { detail: text }
         | EndReason::Internal { detail: text } => text,
         EndReason::PowerOff
+        | EndReason::WorkloadExited { .. }
+        | EndReason::WorkloadKilled { .. }
         | EndReason::Reset
         | EndReason::TripleFault
         | EndReason::Watchdog { .. }

@@ -10,6 +10,16 @@ use serde::{Deserialize, Serialize};
 pub enum EndReason {
     /// The guest asked ACPI to power off (S5).
     PowerOff,
+    /// The guest powered off after the program it is for had ended.
+    WorkloadExited {
+        /// Its exit status.
+        status: i32,
+    },
+    /// The guest powered off after the program it is for had been killed.
+    WorkloadKilled {
+        /// By this signal.
+        signal: i32,
+    },
     /// The guest wrote the reset register without a panic before it.
     Reset,
     /// The guest kernel panicked.
@@ -66,6 +76,8 @@ pub enum BootStage {
     Kernel,
     /// The guest's init is running (a line on the console says so).
     Init,
+    /// The guest's agent has connected.
+    Agent,
 }
 
 impl BootStage {
@@ -76,6 +88,7 @@ impl BootStage {
             Self::Entered => "entered",
             Self::Kernel => "kernel",
             Self::Init => "init",
+            Self::Agent => "agent",
         }
     }
 }

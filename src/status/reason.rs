@@ -10,6 +10,11 @@ impl fmt::Display for EndReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::PowerOff => f.write_str("the guest powered off"),
+            Self::WorkloadExited { status: 0 } => {
+                f.write_str("the workload exited with status 0, and the guest powered off")
+            }
+            Self::WorkloadExited { status } => write!(f, "the workload exited with status {status}"),
+            Self::WorkloadKilled { signal } => write!(f, "the workload was killed by signal {signal}"),
             Self::Reset => f.write_str("the guest reset the machine"),
             Self::GuestPanic { message: Some(message) } => write!(f, "the guest kernel panicked: {message}"),
             Self::GuestPanic { message: None } => f.write_str("the guest kernel panicked"),
@@ -31,6 +36,9 @@ impl EndReason {
     /// Whether somebody wished this end: the guest by powering off, or a person or a pod from outside.
     #[must_use]
     pub fn is_orderly(&self) -> bool {
-        matches!(self, Self::PowerOff | Self::Stopped { .. })
+        matches!(
+            self,
+            Self::PowerOff | Self::WorkloadExited { .. } | Self::WorkloadKilled { .. } | Self::Stopped { .. }
+        )
     }
 }

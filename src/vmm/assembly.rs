@@ -17,6 +17,7 @@ use super::streams::{self, ports};
 use super::vcpu::Buses;
 use super::wiring::KvmWiring;
 use crate::backend::console::{ConsoleHub, ConsoleInput};
+use crate::backend::vsock::Inside;
 use crate::devices::bus::Bus;
 use crate::devices::pci::host_bridge::HostBridge;
 use crate::devices::pci::root::{MAX_DEVICES, PciRoot};
@@ -84,6 +85,7 @@ pub(super) struct Devices {
 /// What the devices are built from.
 pub(super) struct Parts<'a> {
     pub(super) plan: &'a MachinePlan,
+    pub(super) inside: &'a Inside,
     pub(super) memory: &'a GuestMemoryMmap,
     pub(super) wiring: Arc<KvmWiring>,
     pub(super) control: Arc<Control>,
@@ -96,7 +98,7 @@ pub(super) struct Parts<'a> {
 impl Devices {
     /// Builds the plan's devices and puts them on the buses.
     pub(super) fn assemble(parts: Parts<'_>) -> Result<Self, MachineError> {
-        let Parts { plan, memory, wiring, control, console, mut input, on_panic, on_power } = parts;
+        let Parts { plan, inside, memory, wiring, control, console, mut input, on_panic, on_power } = parts;
         let mut pio = Bus::default();
         pio.add("power", power::FIRST_PORT.into(), power::PORTS, Arc::new(PowerControl::new(on_power)))?;
         let platform = Platform::assemble(plan, memory, &wiring, &control, on_panic, &mut pio)?;
@@ -128,9 +130,7 @@ impl Devices {
         for share in &plan.shares {
             devices.push(Arc::new(shares::open(share)?));
         }
-        if let Some(vsock) = &plan.vsock {
-            devices.push(streams::vsock(vsock, memory)?);
-        }
+        devices.extend(streams::vsock(plan, inside, memory)?);
         let rng = Rng::new(plan.rng.bytes_per_second);
         devices.push(Arc::new(rng.map_err(resource("the entropy device has no timer"))?));
         let balloon = plan.balloon.map(|balloon| new_balloon(balloon, memory)).transpose()?;

@@ -43,6 +43,7 @@ use self::stats::ExitStatistic;
 use self::vcpu::Vcpu;
 use self::wiring::KvmWiring;
 use crate::backend::console::{ConsoleHub, ConsoleInput};
+use crate::backend::vsock::Inside;
 use crate::boot::cmdline::{self, CmdlineFacts};
 use crate::boot::{self, BootRequest, EntryPoint};
 use crate::spec::plan::{ConsoleKind, MachinePlan};
@@ -74,11 +75,12 @@ struct VcpuSlot {
 }
 
 impl Machine {
-    /// Builds the machine: RAM, kernel, tables, devices, vCPUs. Nothing runs yet.
+    /// Builds the machine: RAM, kernel, tables, devices, vCPUs. Nothing runs yet. This process reaches programs of the guest
+    /// by `inside`.
     ///
     /// # Errors
     /// Anything in the plan that cannot be had here: see [`MachineError`].
-    pub fn new(plan: &MachinePlan, console_io: ConsoleIo) -> Result<Self, MachineError> {
+    pub fn new(plan: &MachinePlan, console_io: ConsoleIo, inside: &Inside) -> Result<Self, MachineError> {
         let mib = plan.memory_bytes >> 20;
         let ram = reserve_ram(plan).map_err(|source| MachineError::Memory { mib, source })?;
         let (entry, hypervisor) = load_beside_kvm(plan, &ram)?;
@@ -92,6 +94,7 @@ impl Machine {
         console.watch_lines(last_words.line_watcher(Arc::clone(&control)));
         let devices = Devices::assemble(Parts {
             plan,
+            inside,
             memory: ram.memory(),
             wiring: Arc::new(KvmWiring::new(Arc::clone(&hypervisor.vm))),
             control: Arc::clone(&control),

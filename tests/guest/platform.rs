@@ -8,6 +8,7 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use nestling::backend::console::ConsoleHub;
+use nestling::backend::vsock::Inside;
 use nestling::spec::config::{Config, Given};
 use nestling::vmm::{ConsoleIo, Machine};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -186,7 +187,8 @@ impl Guest {
         let (output, writer) = nix::unistd::pipe().unwrap();
         let hub = Arc::new(ConsoleHub::new(writer, 64 << 10).unwrap());
         let console = ConsoleIo { hub, input: None };
-        let mut machine = Machine::new(&config.resolve().unwrap().machine, console).unwrap();
+        let mut machine =
+            Machine::new(&config.resolve().unwrap().machine, console, &Inside::new().unwrap()).unwrap();
         machine.start(channel().0).unwrap();
         Self { machine, output: output.into(), heard: String::new() }
     }

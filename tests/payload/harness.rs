@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nestling::backend::console::ConsoleHub;
+use nestling::backend::vsock::Inside;
 use nestling::spec::plan::{CmdlinePlan, ConsoleKind, DiskPlan, MachinePlan, RngPlan};
 use nestling::status::model::{DeviceFacts, EndReason, MachineEvent, MachineFacts};
 use nestling::vmm::{ConsoleIo, Machine};
@@ -78,6 +79,7 @@ impl Guest {
             ports: Vec::new(),
             shares: Vec::new(),
             vsock: None,
+            agent: false,
             nets: Vec::new(),
             console: ConsoleKind::Serial,
             watchdog: true,
@@ -132,7 +134,7 @@ impl Guest {
         let input = self.input.map(|input| input.try_clone().unwrap());
         let hub = Arc::new(ConsoleHub::new(writer, 64 << 10).unwrap());
         let io = ConsoleIo { hub: Arc::clone(&hub), input };
-        let mut machine = Machine::new(&self.plan, io).unwrap();
+        let mut machine = Machine::new(&self.plan, io, &Inside::new().unwrap()).unwrap();
         let (sender, events): (Sender<MachineEvent>, _) = channel();
         machine.start(sender).unwrap();
         Running { machine, hub, events, output, reader: Some(reader), _shared: None }

@@ -1,9 +1,10 @@
 //! The host's end of vsock on Unix sockets: one that listens at a path, through which programs reach the guest's ports, and
-//! those at `<path>_<port>`, through which the guest reaches programs.
+//! those at `<path>_<port>`, through which the guest reaches programs. [`Inside`] is the same for this process, without a socket.
 //!
 //! Nothing here waits: a stream that has nothing to read or no room says [`io::ErrorKind::WouldBlock`], and [`UnixHost`]
 //! tells when that has changed.
 
+mod inside;
 mod listener;
 mod unix;
 
@@ -11,6 +12,7 @@ use std::io;
 
 use vm_memory::VolatileSlice;
 
+pub use self::inside::{Inside, Serve};
 pub use self::listener::{VsockListener, raise_descriptor_limit};
 pub use self::unix::{HostEvent, UnixHost, UnixStreamEnd};
 

@@ -80,7 +80,7 @@ fn next(host: &mut UnixHost) -> HostEvent {
 fn each_change_is_told_once_and_room_when_it_is_wanted() {
     let (directory, listener) = listener();
     let programs = UnixListener::bind(directory.path().join("v.sock_7")).unwrap();
-    let mut host = UnixHost::new(Arc::new(listener)).unwrap();
+    let mut host = UnixHost::new(Some(Arc::new(listener)), Inside::new().unwrap()).unwrap();
     assert_eq!(host.connect(8).unwrap_err().kind(), ErrorKind::NotFound);
     let mut ours = host.connect(7).unwrap();
     let (mut program, _) = programs.accept().unwrap();
@@ -108,10 +108,56 @@ fn each_change_is_told_once_and_room_when_it_is_wanted() {
 #[test]
 fn an_alarm_comes_and_a_later_one_does_not_delay_it() {
     let (_directory, listener) = listener();
-    let mut host = UnixHost::new(Arc::new(listener)).unwrap();
+    let mut host = UnixHost::new(Some(Arc::new(listener)), Inside::new().unwrap()).unwrap();
     let now = Instant::now();
     host.set_alarm(Some(now + Duration::from_millis(20)), now);
     host.set_alarm(Some(now + Duration::from_secs(3600)), now);
     assert_eq!(next(&mut host), HostEvent::Alarm);
     assert!(now.elapsed() >= Duration::from_millis(20));
+}
+
+#[test]
+fn this_process_gets_in_without_a_socket() {
+    let inside = Inside::new().unwrap();
+    let mut host = UnixHost::new(None, inside.clone()).unwrap();
+    let now = Instant::now();
+    assert!(host.accept(now).is_none(), "nobody has connected");
+    let mut ours = inside.connect(700).unwrap();
+    let second = inside.connect(701).unwrap();
+    assert_eq!(next(&mut host), HostEvent::Knock);
+    let mut device = host.accept(now).unwrap().unwrap();
+    let mut line = Vec::new();
+    assert!(device.read_line(&mut line, 32).unwrap());
+    assert_eq!(line, b"CONNECT 700\n");
+    device.write_bytes(b"OK 1\n").unwrap();
+    let mut answer = [0; 5];
+    ours.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"OK 1\n");
+    assert_eq!(next(&mut host), HostEvent::Knock, "the second one still waits");
+    drop(host.accept(now).unwrap().unwrap());
+    assert!(host.accept(now).is_none());
+    assert!(host.take_events().is_empty());
+    let given_up = (&second).read(&mut [0; 1]);
+    assert_eq!(given_up.unwrap_err().kind(), ErrorKind::ConnectionReset, "its greeting was never read");
+}
+
+#[test]
+fn the_guest_reaches_what_this_process_serves_and_nothing_else() {
+    let inside = Inside::new().unwrap();
+    let mut host = UnixHost::new(None, inside.clone()).unwrap();
+    let (tell, told) = std::sync::mpsc::channel();
+    inside.serve(5, Arc::new(move |stream| tell.send(stream).unwrap()));
+    let mut device = host.connect(5).unwrap();
+    device.write_bytes(b"hello").unwrap();
+    let mut bytes = [0; 5];
+    told.recv().unwrap().read_exact(&mut bytes).unwrap();
+    assert_eq!(&bytes, b"hello");
+    assert_eq!(host.connect(6).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+}
+
+#[test]
+fn who_is_never_accepted_is_refused_in_the_end() {
+    let inside = Inside::new().unwrap();
+    let waiting: Vec<_> = std::iter::from_fn(|| inside.connect(1).ok()).take(1000).collect();
+    assert_eq!(waiting.len(), 256);
 }

@@ -12,6 +12,7 @@ use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use vm_memory::VolatileSlice;
 
+use super::inside::Inside;
 use super::listener::{VsockListener, stream_socket};
 use super::{Direction, Host, Ready, Stream};
 
@@ -24,6 +25,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
 
 const LISTENER: u64 = u64::MAX;
 const ALARM: u64 = u64::MAX - 1;
+const INSIDE: u64 = u64::MAX - 2;
 
 /// One connected Unix socket.
 #[derive(Debug)]
@@ -153,7 +155,8 @@ pub enum HostEvent {
 #[derive(Debug)]
 pub struct UnixHost {
     epoll: Epoll,
-    listener: Arc<VsockListener>,
+    listener: Option<Arc<VsockListener>>,
+    inside: Inside,
     timer: TimerFd,
     alarm: Option<Instant>,
     /// Until then nobody is accepted.
@@ -161,17 +164,20 @@ pub struct UnixHost {
 }
 
 impl UnixHost {
-    /// Watches `listener`.
+    /// Watches `listener`, if there is one, and `inside`.
     ///
     /// # Errors
     /// When the kernel has no descriptor left.
-    pub fn new(listener: Arc<VsockListener>) -> io::Result<Self> {
+    pub fn new(listener: Option<Arc<VsockListener>>, inside: Inside) -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
         let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?;
-        epoll.add(&*listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER))?;
+        if let Some(listener) = &listener {
+            epoll.add(&**listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER))?;
+        }
+        epoll.add(&inside, EpollEvent::new(EpollFlags::EPOLLIN, INSIDE))?;
         epoll.add(&timer, EpollEvent::new(EpollFlags::EPOLLIN, ALARM))?;
-        Ok(Self { epoll, listener, timer, alarm: None, pause: None })
+        Ok(Self { epoll, listener, inside, timer, alarm: None, pause: None })
     }
 
     /// Takes what happened, some of it if it is much; never waits.
@@ -183,7 +189,7 @@ impl UnixHost {
 
     fn event(&self, event: &EpollEvent) -> HostEvent {
         match event.data() {
-            LISTENER => HostEvent::Knock,
+            LISTENER | INSIDE => HostEvent::Knock,
             ALARM => {
                 // It has expired, so this does not wait; the count is of no use.
                 let _ = self.timer.wait();
@@ -206,7 +212,10 @@ impl UnixHost {
     /// # Errors
     /// When one was turned away.
     pub fn accept(&mut self, now: Instant) -> Option<io::Result<UnixStreamEnd>> {
-        match self.listener.accept() {
+        if let Some(stream) = self.inside.accept() {
+            return Some(Ok(stream));
+        }
+        match self.listener.as_ref()?.accept() {
             Ok(stream) => Some(Ok(stream)),
             Err(error) => match error.kind() {
                 io::ErrorKind::WouldBlock => None,
@@ -222,8 +231,9 @@ impl UnixHost {
     }
 
     fn listen(&self, wanted: bool) {
+        let Some(listener) = &self.listener else { return };
         let flags = if wanted { EpollFlags::EPOLLIN } else { EpollFlags::empty() };
-        if let Err(error) = self.epoll.modify(&*self.listener, &mut EpollEvent::new(flags, LISTENER)) {
+        if let Err(error) = self.epoll.modify(&**listener, &mut EpollEvent::new(flags, LISTENER)) {
             tracing::warn!(%error, "the vsock socket cannot be waited for");
         }
     }
@@ -261,9 +271,13 @@ impl Host for UnixHost {
     type Stream = UnixStreamEnd;
 
     fn connect(&mut self, port: u32) -> io::Result<UnixStreamEnd> {
+        if let Some(ours) = self.inside.receive(port) {
+            return ours;
+        }
+        let listener = self.listener.as_ref().ok_or(io::ErrorKind::ConnectionRefused)?;
         let socket = stream_socket()?;
         // A Unix socket connects at once or not at all.
-        connect(socket.as_raw_fd(), &UnixAddr::new(&self.listener.path_of(port))?)?;
+        connect(socket.as_raw_fd(), &UnixAddr::new(&listener.path_of(port))?)?;
         Ok(UnixStreamEnd(socket))
     }
 

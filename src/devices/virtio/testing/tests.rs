@@ -14,7 +14,7 @@ use crate::backend::console::{ConsoleHub, ConsoleInput};
 use crate::backend::disk::{Access, RawDisk};
 use crate::backend::port::PortSocket;
 use crate::backend::tap::{Tap, TapSource};
-use crate::backend::vsock::VsockListener;
+use crate::backend::vsock::{Inside, VsockListener};
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::balloon::{Balloon, BalloonOptions};
 use crate::devices::virtio::block::{Block, BlockOptions};
@@ -91,7 +91,7 @@ proptest! {
     fn vsock_survives_any_script(bytes in scripts()) {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("v");
-        let device: Arc<dyn VirtioDevice> = Arc::new(Vsock::new(3, 16, VsockListener::bind(&path).unwrap()));
+        let device: Arc<dyn VirtioDevice> = Arc::new(Vsock::new(3, 16, Some(VsockListener::bind(&path).unwrap()), Inside::new().unwrap()));
         let mut programs = Vec::new();
         script::play(&device, &bytes, |script| match script.byte() {
             Some(0..=99) if programs.len() < 8 => {

@@ -24,7 +24,7 @@ use self::muxer::{Counts, Muxer};
 use self::receive::Receive;
 use super::queue::{DeviceQueue, Fate, Queues};
 use super::{Counters, Fault, HostSource, Kind, Lane, Listen, QueueHandler, Start, VirtioDevice, counted};
-use crate::backend::vsock::{Host, HostEvent, UnixHost, VsockListener};
+use crate::backend::vsock::{Host, HostEvent, Inside, UnixHost, VsockListener};
 
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
@@ -53,7 +53,8 @@ pub struct Vsock(Arc<Shared>);
 struct Shared {
     guest_cid: u32,
     limit: usize,
-    listener: Arc<VsockListener>,
+    listener: Option<Arc<VsockListener>>,
+    inside: Inside,
     counts: Arc<Counts>,
     /// The driver is to hear that its connections are gone.
     transport_reset: AtomicBool,
@@ -61,13 +62,14 @@ struct Shared {
 
 impl Vsock {
     /// A guest with the address `guest_cid`, whose programs have at most `limit` connections with those of the host. The
-    /// host's programs connect to `listener`.
+    /// host's programs connect to `listener`, if there is one; this process goes in by `inside`.
     #[must_use]
-    pub fn new(guest_cid: u32, limit: u32, listener: VsockListener) -> Self {
+    pub fn new(guest_cid: u32, limit: u32, listener: Option<VsockListener>, inside: Inside) -> Self {
         Self(Arc::new(Shared {
             guest_cid,
             limit: limit as usize,
-            listener: Arc::new(listener),
+            listener: listener.map(Arc::new),
+            inside,
             counts: Arc::default(),
             transport_reset: AtomicBool::new(false),
         }))
@@ -81,7 +83,7 @@ impl Vsock {
 
     /// Who serves the queues, from no connection on.
     fn handler(&self, memory: &GuestMemoryMmap) -> Result<VsockHandler, Fault> {
-        let host = UnixHost::new(Arc::clone(&self.0.listener)).map_err(Fault::Host)?;
+        let host = UnixHost::new(self.0.listener.clone(), self.0.inside.clone()).map_err(Fault::Host)?;
         let muxer = Muxer::new(host, self.0.guest_cid.into(), self.0.limit, Arc::clone(&self.0.counts));
         Ok(VsockHandler { shared: Arc::clone(&self.0), muxer, memory: memory.clone() })
     }
@@ -126,7 +128,8 @@ impl VirtioDevice for Vsock {
     }
 
     fn backend(&self) -> Option<String> {
-        Some(format!("cid {}, {}", self.0.guest_cid, self.0.listener.path().display()))
+        let path = self.0.listener.as_ref().map(|listener| format!(", {}", listener.path().display()));
+        Some(format!("cid {}{}", self.0.guest_cid, path.unwrap_or_default()))
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::{JoinHandle, spawn};
 
-use nestling::backend::vsock::{HOST_CID, VsockListener};
+use nestling::backend::vsock::{HOST_CID, Inside, VsockListener};
 use nestling::devices::virtio::testing::{readable, writable};
 use nestling::devices::virtio::vsock::Vsock;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
@@ -85,7 +85,7 @@ impl Way for Stream {
     fn device(&mut self) -> Result<(Spent, Signals)> {
         let directory = tempfile::tempdir()?;
         let path = directory.path().join("vsock");
-        let device = Arc::new(Vsock::new(GUEST_CID, 8, VsockListener::bind(&path)?));
+        let device = Arc::new(Vsock::new(GUEST_CID, 8, Some(VsockListener::bind(&path)?), Inside::new()?));
         let mut driver = VsockDriver::new(Guest::start(device, 1, self.memory)?, self.memory, path)?;
         let program = driver.connect()?;
         let chunk = vec![7; CHUNK];

@@ -26,7 +26,8 @@ struct Guest {
 fn guest(limit: u32) -> Guest {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("v.sock");
-    let device = Vsock::new(CID as u32, limit, VsockListener::bind(&path).unwrap());
+    let device =
+        Vsock::new(CID as u32, limit, Some(VsockListener::bind(&path).unwrap()), Inside::new().unwrap());
     let (memory, (_, msix)) = (guest_ram(), open_msix(3));
     let (rx, tx) = (Driver::new(&memory, 0, RING), Driver::new(&memory, 1, RING));
     let queues = [rx.device(true, &msix), tx.device(true, &msix)];
