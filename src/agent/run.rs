@@ -302,7 +302,7 @@ impl<M: Vm> Running<M> {
         }
         tokio::select! {
             stopped = is_down => Down::from(stopped.unwrap_or_else(|_| Err("the thread that stops it is gone".into()))),
-            signal = self.signals.next() => Down::Left { by: signal.name().to_owned() },
+            signal = self.signals.again() => Down::Left { by: signal.name().to_owned() },
             () = sleep(STOP_PATIENCE) => {
                 let why = format!("what it was asked before did not end within {STOP_PATIENCE:?}");
                 Down::Stuck { why }

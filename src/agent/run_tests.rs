@@ -8,7 +8,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::*;
-use crate::agent::signals::StopSignal;
+use crate::agent::signals::{ONE_ORDER, StopSignal};
 use crate::spec::plan::MachinePlan;
 use crate::spec::plan::{AllowBackend, CmdlinePlan, ConsoleKind, RngPlan};
 use crate::status::client::Client;
@@ -277,12 +277,36 @@ fn a_second_signal_leaves_a_machine_that_does_not_stop() {
             until(&Client::new(socket), State::Booting).await;
             signals.send(StopSignal::Interrupt).await.expect("heard");
             until(&Client::new(socket), State::Stopping).await;
+            sleep(ONE_ORDER).await;
             signals.send(StopSignal::Terminate).await.expect("heard");
         },
     );
     assert!(begun.elapsed() < Duration::from_secs(3), "it did not wait for the machine");
     assert_eq!(exit, Exit::Terminated);
     assert_eq!(status["reason"]["by"], "SIGTERM");
+}
+
+#[test]
+fn one_order_that_comes_as_two_signals_and_one_signal_after_another_end_leave_the_machine_its_time() {
+    let stopping = || slow(machine(vec![MachineEvent::Stage(BootStage::Entered)]), ONE_ORDER);
+    let (exit, (), status, _dir) = live_with(
+        move |_| Ok(stopping()),
+        async |socket, signals| {
+            until(&Client::new(socket), State::Booting).await;
+            signals.send(StopSignal::Interrupt).await.expect("heard");
+            signals.send(StopSignal::Terminate).await.expect("heard");
+        },
+    );
+    assert_eq!((exit, &status["reason"]["by"]), (Exit::Interrupted, &"SIGINT".into()));
+
+    let (exit, (), status, _dir) = live_with(
+        |_| Ok(slow(machine(ended(EndReason::PowerOff)), ONE_ORDER)),
+        async |socket, signals| {
+            until(&Client::new(socket), State::Stopping).await;
+            signals.send(StopSignal::Terminate).await.expect("heard");
+        },
+    );
+    assert_eq!((exit, &status["reason"]["kind"]), (Exit::Success, &"power-off".into()));
 }
 
 #[test]

@@ -2,12 +2,17 @@
 
 use std::future::pending;
 use std::io;
+use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 /// Signals that may wait for us; the second one already ends the process.
 const PENDING: usize = 4;
+
+/// Signals within this time of the first are the same order: timeout(1) of coreutils, for one, sends its own to the process and
+/// then to the process group.
+pub(super) const ONE_ORDER: Duration = Duration::from_millis(500);
 
 /// A signal that asks for a stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +38,8 @@ impl StopSignal {
 #[derive(Debug)]
 pub(super) struct Signals {
     arrived: mpsc::Receiver<StopSignal>,
+    /// When the first of them was heard.
+    first: Option<Instant>,
 }
 
 impl Signals {
@@ -55,20 +62,34 @@ impl Signals {
                 }
             }
         });
-        Ok(Self { arrived })
+        Ok(Self { arrived, first: None })
     }
 
     /// Signals that a test sends.
     #[cfg(test)]
     pub(super) fn from_channel(arrived: mpsc::Receiver<StopSignal>) -> Self {
-        Self { arrived }
+        Self { arrived, first: None }
     }
 
     /// The next signal. One that came before this call is not lost.
     pub(super) async fn next(&mut self) -> StopSignal {
         match self.arrived.recv().await {
-            Some(signal) => signal,
+            Some(signal) => {
+                self.first.get_or_insert_with(Instant::now);
+                signal
+            }
             None => pending().await,
+        }
+    }
+
+    /// The next signal of somebody who does not want to wait: it comes after another one, and not along with it.
+    pub(super) async fn again(&mut self) -> StopSignal {
+        loop {
+            let before = self.first;
+            let signal = self.next().await;
+            if before.is_some_and(|first| first.elapsed() >= ONE_ORDER) {
+                return signal;
+            }
         }
     }
 }

@@ -166,6 +166,18 @@ fn format_of(path: &Path, said: Option<FormatArg>) -> Format {
     said.map_or(if named { Format::Qcow2 } else { Format::Raw }, Format::from)
 }
 
+/// What was made. One whose name tells another format is refused wherever nobody says the format: that is said now.
+fn made(path: &Path, format: Format, bytes: u64) -> String {
+    let mut text = format!("{}: {}, {}", path.display(), format.name(), in_units(bytes));
+    if format != format_of(path, None) {
+        text.push_str(&format!(
+            "; its name does not say so: use it with format={0}, or --format {0}",
+            format.name()
+        ));
+    }
+    text + "\n"
+}
+
 fn make(args: &CreateArgs, signals: &mut HeldSignals) -> Result<(), DiskError> {
     signals.hold();
     let format = match (args.format, &args.backing) {
@@ -178,7 +190,7 @@ fn make(args: &CreateArgs, signals: &mut HeldSignals) -> Result<(), DiskError> {
         .map(|name| Backing { name: name.clone(), format: args.backing_format.map(Format::from) });
     let new = NewImage { path: args.path.clone(), format, size_bytes: args.size, backing, force: args.force };
     let bytes = create(&new)?;
-    output::print(&format!("{}: {}, {}\n", args.path.display(), format.name(), in_units(bytes)));
+    output::print(&made(&args.path, format, bytes));
     Ok(())
 }
 
@@ -271,7 +283,7 @@ fn copy(args: &ConvertArgs, signals: &mut HeldSignals) -> Result<(), DiskError> 
         output::print_error("\n");
     }
     let bytes = result.map_err(|error| error.answered_by("--source-format "))?;
-    output::print(&format!("{}: {}, {}\n", args.target.display(), format.name(), in_units(bytes)));
+    output::print(&made(&args.target, format, bytes));
     Ok(())
 }
 
@@ -329,6 +341,25 @@ mod tests {
             (u64::MAX, "16777215.9 TiB (18446744073709551615 bytes)"),
         ] {
             assert_eq!(in_units(bytes), text);
+        }
+    }
+
+    #[test]
+    fn an_image_whose_name_tells_another_format_is_pointed_out() {
+        for (path, format, hint) in [
+            ("a.img", Format::Raw, ""),
+            ("a.QCOW2", Format::Qcow2, ""),
+            (
+                "a.img",
+                Format::Qcow2,
+                "; its name does not say so: use it with format=qcow2, or --format qcow2",
+            ),
+            ("a.qcow2", Format::Raw, "; its name does not say so: use it with format=raw, or --format raw"),
+        ] {
+            assert_eq!(
+                made(path.as_ref(), format, 512),
+                format!("{path}: {}, 512 bytes{hint}\n", format.name())
+            );
         }
     }
 }

@@ -150,7 +150,7 @@ pub(super) fn memory(status: &Status) -> String {
     };
     row(&mut page, "balloon", &balloon_text(balloon));
     let Some(guest) = &balloon.guest else {
-        row(&mut page, "guest", "its driver has not said anything yet");
+        row(&mut page, "guest", silence(&status.machine.devices));
         return page;
     };
     row(&mut page, "guest", &format!("{} ago", duration(guest.age_ms)));
@@ -160,6 +160,16 @@ pub(super) fn memory(status: &Status) -> String {
         row(&mut page, "", &format!("{name} {text}"));
     }
     page
+}
+
+/// Why the guest tells nothing about its memory. Without a driver, a target changes nothing.
+fn silence(devices: &[DeviceFacts]) -> &'static str {
+    let driven = devices.iter().any(|device| device.kind == "virtio-balloon" && device.state == "active");
+    if driven {
+        "its driver has not said anything yet"
+    } else {
+        "has no driver for the balloon (in Linux: modprobe virtio_balloon), so that a target changes nothing yet"
+    }
 }
 
 fn balloon_text(balloon: &BalloonFacts) -> String {
@@ -249,6 +259,19 @@ mod tests {
         let share = DeviceFacts { backend: Some("virtiofsd".into()), counters, ..DeviceFacts::default() };
         assert_eq!(device_detail(&share), "virtiofsd");
         assert_eq!(device_detail(&DeviceFacts::default()), "");
+    }
+
+    #[test]
+    fn a_balloon_without_a_driver_is_told_from_one_that_says_nothing_yet() {
+        let balloon = |state: &str| DeviceFacts {
+            kind: "virtio-balloon".into(),
+            state: state.into(),
+            ..DeviceFacts::default()
+        };
+        assert!(silence(&[balloon("active")]).starts_with("its driver"));
+        for devices in [vec![], vec![balloon("inactive")], vec![balloon("needs-reset")]] {
+            assert!(silence(&devices).starts_with("has no driver"));
+        }
     }
 
     #[test]

@@ -26,7 +26,7 @@ pub fn convert(
     progress: &mut Progress<'_>,
 ) -> Result<u64, DiskError> {
     let from = source.open()?;
-    let draft = Draft::begin(target, force)?;
+    let draft = Draft::begin(target, force).map_err(unless_itself)?;
     let written = |source| DiskError::Write { path: target.into(), cause: source };
     fill_empty(draft.file(), format, from.size_bytes()).map_err(written)?;
     let to = Image { path: draft.path(), format: Some(format), access: Access::WRITE, follow_backing: false };
@@ -41,6 +41,17 @@ pub fn convert(
     drop(to);
     draft.publish()?;
     Ok(bytes)
+}
+
+/// A target that nobody but this process has open is what it reads.
+fn unless_itself(error: DiskError) -> DiskError {
+    let own = format!("{} (", std::process::id());
+    match error {
+        DiskError::InUse { path, by } if !by.is_empty() && by.iter().all(|who| who.starts_with(&own)) => {
+            DiskError::Itself(path)
+        }
+        other => other,
+    }
 }
 
 enum Failure {

@@ -30,6 +30,9 @@ pub enum DiskError {
         /// The processes that hold locks, where we can see them.
         by: Vec<String>,
     },
+    /// It is to be replaced by a copy of what is read from it.
+    #[error("{0} is what is being copied, or a backing file of it: choose another name for the copy")]
+    Itself(PathBuf),
     /// Somebody else holds its lock.
     #[error(
         "the disk {path} is in use by another VM, or by another disk of this one{}; stop that VM, or open the disk readonly=true everywhere",
