@@ -107,7 +107,7 @@ fn every_operation_is_answered_and_logged_with_what_was_and_what_is() {
     for line in [
         "the guest's memory target was set before_bytes=67108864 now_bytes=50331648",
         "the guest's memory target was set before_bytes=50331648 now_bytes=33554432",
-        "a disk was resized disk=\"data\" before_bytes=1048576 now_bytes=2097152",
+        "a disk was resized disk=d.img asked=\"data\" before_bytes=1048576 now_bytes=2097152",
         "state paused",
     ] {
         assert!(log.contains(line), "{line} in {log}");

@@ -161,7 +161,9 @@ fn maker(draft: &OsStr, target: &OsStr) -> Option<i32> {
 fn remove_stale(target: &Path) {
     let Some(name) = target.file_name() else { return };
     for entry in fs::read_dir(directory(target)).into_iter().flatten().flatten() {
+        // To open anything else may take for ever, as a pipe does, or lead elsewhere.
         if let Some(pid) = maker(&entry.file_name(), name)
+            && entry.file_type().is_ok_and(|kind| kind.is_file())
             && is_stale(&entry.path(), pid)
         {
             let _ = fs::remove_file(entry.path());
@@ -283,6 +285,8 @@ mod tests {
         put(format!(".a.img.{gone}.new"), old);
         let locked = put(format!(".a.img.{gone}.3.new"), old);
         super::super::lock::lock(&locked, &target, false).unwrap();
+        let pipe = place.path().join(format!(".a.img.{gone}.4.new"));
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
         let before = names(place.path());
         drop(begin(&target, false, false));
         let mut expected = before;

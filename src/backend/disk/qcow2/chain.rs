@@ -15,7 +15,7 @@ use super::super::direct::Direct;
 use super::super::raw::{end_of, open_locked};
 use super::super::{Access, DiskError};
 use super::header::{BackingName, Header, Refusal};
-use super::storage::TableFile;
+use super::storage::{TableFile, alignment};
 use super::tables::Tables;
 use super::{REPAIR, is_damage};
 
@@ -72,6 +72,7 @@ fn open_qcow2(
     };
     // Whatever the image names has been opened above, or does not exist for imago.
     let file = ImageFile::try_from(switched(path, file, access)?).map_err(failed)?;
+    check_alignment(path, access, &file, tables.cluster_bytes())?;
     let (tables, data) = TableFile::of_image(file, tables, virtual_bytes, !access.readonly);
     let image = Qcow2::<TableFile, Arc<FormatAccess<TableFile>>>::builder(tables)
         .write(!access.readonly)
@@ -153,6 +154,19 @@ fn switched(path: &Path, file: File, access: Access) -> Result<File, DiskError> 
         Direct::switch_on(&file, path, access.readonly)?;
     }
     Ok(file)
+}
+
+/// What is around a cluster that is smaller than an access is written with it, and that may be a table.
+fn check_alignment(path: &Path, access: Access, file: &ImageFile, cluster: u64) -> Result<(), DiskError> {
+    let smallest = alignment(file);
+    if access.readonly || smallest <= cluster {
+        return Ok(());
+    }
+    let text = format!(
+        "has clusters of {cluster} bytes, and without the page cache no less than {smallest} are written there: leave out \
+         direct=true, or copy it with `nestling disk convert`"
+    );
+    Err(problem(path, &text))
 }
 
 /// Where a backing file is: its name is relative to the directory of the image that names it.

@@ -47,11 +47,14 @@ struct Image {
     tables: RwLock<Tables>,
     /// Pieces of the L1 table that the file does not have yet, by offset.
     held: Mutex<BTreeMap<u64, Vec<u8>>>,
-    /// L1 entries are written one by one; where they are read with what is around them, they cannot be held back.
-    holds: bool,
     writable: bool,
     /// The disk ends in the middle of a cluster, which the file may then have in part.
     ends_within_cluster: bool,
+}
+
+/// Bytes of the smallest access: more than one with O_DIRECT.
+pub(super) fn alignment(file: &ImageFile) -> u64 {
+    file.req_align().max(file.mem_align()) as u64
 }
 
 impl TableFile {
@@ -75,10 +78,9 @@ impl TableFile {
 impl Image {
     fn new(file: ImageFile, tables: Tables, virtual_bytes: u64, writable: bool) -> Self {
         let cluster = tables.cluster_bytes();
-        let holds = file.req_align().max(file.mem_align()) as u64 <= cluster;
         let ends_within_cluster = cluster > 0 && !virtual_bytes.is_multiple_of(cluster);
         let (tables, held) = (RwLock::new(tables), Mutex::default());
-        Self { file, tables, held, holds, writable, ends_within_cluster }
+        Self { file, tables, held, writable, ends_within_cluster }
     }
 
     fn held(&self) -> MutexGuard<'_, BTreeMap<u64, Vec<u8>>> {
@@ -90,16 +92,15 @@ impl Image {
     fn check_read(&self, role: Role, offset: u64, bytes: u64) -> io::Result<()> {
         let end = self.file.size()?;
         let until = offset.saturating_add(bytes);
-        let alignment = self.file.req_align().max(self.file.mem_align()) as u64;
+        let alignment = alignment(&self.file);
+        // An access is rounded up to a multiple of `alignment`, and need not begin at one.
+        let is_there = |alignment: u64| until < end.saturating_add(alignment);
         let is_whole = match role {
             Role::Raw => true,
-            Role::Tables => until <= end.next_multiple_of(alignment),
+            Role::Tables => is_there(alignment),
             // With O_DIRECT, what is around a small write is read first, and may not be there yet.
             Role::Data if self.file.req_align() > 1 && self.writable => true,
-            Role::Data => {
-                until <= end.next_multiple_of(alignment.max(512))
-                    || (offset < end && self.ends_within_cluster)
-            }
+            Role::Data => is_there(alignment.max(512)) || (offset < end && self.ends_within_cluster),
         };
         if is_whole || bytes == 0 {
             return Ok(());
@@ -129,7 +130,7 @@ impl Image {
         let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
         tables.check_near(offset, self.file.size()?)?;
         tables.check_entries(offset, &bytes)?;
-        let hold = self.holds && tables.l1().contains(&offset);
+        let hold = tables.l1().contains(&offset);
         if hold {
             self.held().insert(offset, bytes);
         }

@@ -144,6 +144,31 @@ fn many_images_share_one_base_and_a_base_in_use_is_refused() {
 }
 
 #[test]
+fn clusters_smaller_than_a_direct_access_are_only_read() {
+    let directory = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    let path = made(&directory, "a.qcow2", "1M", &["-o", "cluster_size=512"]);
+    // However far it goes, the last cluster is read with what would be behind it.
+    for written in (1..=9_u8).chain([200]) {
+        qemu_io(&path, &format!("write -P {written} {}k 512", u64::from(written) * 2));
+        let disk = match Qcow2Disk::open(&path, Access { readonly: true, direct: true }, true) {
+            Ok(disk) => disk,
+            Err(error) => return assert!(error.to_string().contains("has no O_DIRECT"), "{error}"),
+        };
+        for value in (1..=9).chain([200]).take_while(|value| *value <= written) {
+            assert_eq!(read(&disk, u64::from(value) << 11, 512), [value; 512], "{written} {value}");
+        }
+    }
+    // A file system may take 512 bytes; most take a page.
+    if let Err(error) = Qcow2Disk::open(&path, Access { readonly: false, direct: true }, true) {
+        let error = error.to_string();
+        assert!(
+            error.contains("has clusters of 512 bytes") && error.contains("leave out direct=true"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
 fn direct_io_works_with_any_alignment() {
     let directory = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
     let path = made(&directory, "a.qcow2", "1M", &[]);

@@ -153,13 +153,18 @@ fn a_back_end_is_told_everything_and_gets_doorbell_and_interrupt_themselves() {
     assert_eq!(fake.count(fake::GET_VRING_BASE), 2);
 }
 
+/// Pauses, and waits for it.
+fn rest(workers: &Workers) {
+    workers.pause();
+    assert!(workers.wait_for_rest(Instant::now() + LONG), "it does not come to rest");
+}
+
 #[test]
 fn a_pause_stops_the_rings_and_they_go_on_where_they_were() {
     let (fake, user) = reach(GOOD).unwrap();
     let machine = Machine::new(&session(vec![user]));
     let (workers, _fault) = machine.start().unwrap();
-    workers.pause();
-    assert!(workers.wait_for_rest(Instant::now() + Duration::from_secs(30)));
+    rest(&workers);
     assert_eq!(fake.count(fake::GET_VRING_BASE), 2);
     workers.resume();
     let began = Instant::now();
@@ -191,11 +196,11 @@ fn one_that_wants_us_to_wait_for_its_eventfds_is_not_waited_for() {
     });
     let (done, is_done) = channel();
     std::thread::spawn(move || {
-        workers.pause();
+        rest(&workers);
         workers.resume();
         machine.msix.write_table(16 + 12, &[1, 0, 0, 0]);
         machine.msix.write_table(16 + 12, &[0; 4]);
-        workers.pause();
+        rest(&workers);
         workers.stop();
         machine.msix.forget_pending();
         done.send(()).unwrap();
@@ -220,7 +225,7 @@ fn a_back_end_that_is_closed_serves_nothing_until_it_is_opened_whatever_happens_
     session.set_open(false);
     wait_for(fake::GET_VRING_BASE, 2);
     // Neither a pause nor another driver opens it.
-    workers.pause();
+    rest(&workers);
     workers.resume();
     workers.stop();
     machine.msix.forget_pending();
@@ -229,7 +234,7 @@ fn a_back_end_that_is_closed_serves_nothing_until_it_is_opened_whatever_happens_
     session.set_open(true);
     wait_for(fake::SET_VRING_ENABLE, 4);
     session.set_open(true);
-    workers.pause();
+    rest(&workers);
     assert_eq!((fake.count(fake::SET_VRING_ENABLE), fake.count(fake::GET_VRING_BASE)), (4, 4));
     workers.stop();
     assert!(fault.try_recv().is_err());
@@ -403,7 +408,7 @@ fn a_storm_of_calls_and_garbage_in_the_rings_holds_up_neither_a_pause_nor_the_en
     std::thread::scope(|threads| {
         threads.spawn(storm);
         for _ in 0..10 {
-            workers.pause();
+            rest(&workers);
             workers.resume();
         }
     });
@@ -436,8 +441,7 @@ fn a_back_end_that_breaks_the_protocol_later_ends_the_device_and_nothing_hangs()
         let (_fake, user) = reach(Traits { manners, ..GOOD }).unwrap();
         let machine = Machine::new(&session(vec![user]));
         let (workers, fault) = machine.start().unwrap();
-        workers.pause();
-        assert!(workers.wait_for_rest(Instant::now() + Duration::from_secs(30)));
+        rest(&workers);
         assert!(matches!(fault.recv_timeout(LONG).unwrap(), Fault::Vhost(_)));
         workers.stop();
     }

@@ -131,18 +131,17 @@ impl Reactor {
     fn obey(&mut self) -> Result<Order, Fault> {
         let _ = self.post.wake.read();
         let mut order = self.post.lock().0;
-        if order == Order::Run {
-            return Ok(order);
-        }
-        self.handler.quiesce(&mut self.queues)?;
-        if order == Order::Rest {
-            order = self.post.rest();
-            if order == Order::Run {
-                self.handler.go_on(&mut self.queues)?;
+        if order != Order::Run {
+            self.handler.quiesce(&mut self.queues)?;
+            if order == Order::Rest {
+                order = self.post.rest();
+                if order == Order::Run {
+                    self.handler.go_on(&mut self.queues)?;
+                }
             }
-            // Each queue may have been left in the middle.
-            self.queues.0.iter_mut().flatten().for_each(super::super::queue::DeviceQueue::ring_again);
         }
+        // Each queue may have been left in the middle, also for an order that was taken back before it was read here.
+        self.queues.0.iter_mut().flatten().for_each(super::super::queue::DeviceQueue::ring_again);
         Ok(order)
     }
 

@@ -320,3 +320,51 @@ fn a_worker_that_does_not_come_to_rest_is_not_waited_for_without_end_and_goes_on
     worker.stop();
     assert_eq!(test.drivers[0].used().len(), 2, "nothing was lost");
 }
+
+/// A device that waits once more when it has left its queue.
+struct Slow {
+    told: Sender<()>,
+    go_on: Receiver<()>,
+}
+
+impl Slow {
+    fn wait(&self) {
+        let _ = self.told.send(());
+        let _ = self.go_on.recv();
+    }
+}
+
+impl QueueHandler for Slow {
+    fn on_queue(&mut self, queues: &mut Queues, index: usize) -> Result<(), Fault> {
+        let Some(queue) = queues.get(index) else { return Ok(()) };
+        let served = queue.serve(|_, _| {
+            self.wait();
+            Ok(0)
+        });
+        self.wait();
+        served
+    }
+}
+
+#[test]
+fn a_batch_left_for_a_pause_that_is_taken_back_before_the_worker_reads_of_it_goes_on() {
+    let mut test = fixture();
+    test.offer(0, 3);
+    let (sender, told) = channel();
+    let (go_on, wait) = channel();
+    let lanes = Lane::all(2, Slow { told: sender, go_on: wait });
+    let worker = Workers::spawn("slow", lanes, test.queues, &Arc::default(), Box::new(|_| {})).unwrap();
+    told.recv_timeout(LONG).unwrap();
+    worker.pause();
+    go_on.send(()).unwrap();
+    told.recv_timeout(LONG).unwrap();
+    assert_eq!(test.drivers[0].used().len(), 1, "it has left the queue in the middle");
+    worker.resume();
+    drop(go_on);
+    let begun = Instant::now();
+    while test.drivers[0].used().len() < 3 {
+        assert!(begun.elapsed() < LONG, "two chains wait for a driver that need not ring any more");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    worker.stop();
+}
