@@ -33,6 +33,8 @@ mod harness;
 use harness::{Guest, Running};
 
 const LONG: Duration = Duration::from_secs(30);
+/// How an attachment's last words begin.
+const LAST: &str = "\r\nnestling: ";
 const FIRST_SIZE: WindowSize = WindowSize { cols: 91, rows: 17 };
 
 fn until(what: &str, mut is: impl FnMut() -> bool) {
@@ -95,12 +97,16 @@ struct Terminal {
 
 impl Terminal {
     fn attach(socket: &Path, arguments: &[&str]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nestling"));
+        command.arg("attach").args(arguments).arg("--socket").arg(socket);
+        Self::run(command)
+    }
+
+    fn run(mut command: Command) -> Self {
         let pty = openpty(None, None).unwrap();
         set_size(&pty.master, FIRST_SIZE);
         let before = tcgetattr(&pty.slave).unwrap();
         let end = || Stdio::from(pty.slave.try_clone().unwrap());
-        let mut command = Command::new(env!("CARGO_BIN_EXE_nestling"));
-        command.arg("attach").args(arguments).arg("--socket").arg(socket);
         command.stdin(end()).stdout(end()).stderr(end());
         let take_terminal = || {
             nix::unistd::setsid()?;
@@ -142,14 +148,14 @@ impl Terminal {
         }
     }
 
-    /// Waits for the command's end; the terminal must be as it was.
-    fn end(mut self) -> (Option<i32>, String) {
+    /// Waits for the command's end and its last words; the terminal must be as it was.
+    fn end(mut self, words: &str) -> (Option<i32>, String) {
         let child = &mut self.child;
         until("it ends", || child.try_wait().unwrap().is_some());
         let after = tcgetattr(&self.line).unwrap();
         assert_eq!(after, self.before, "the terminal is as it was");
         let code = self.child.wait().unwrap().code();
-        self.expect("\r\nnestling: ");
+        self.expect(words);
         let shown = self.shown.lock().unwrap().clone();
         (code, shown)
     }
@@ -191,7 +197,7 @@ fn a_terminal_is_the_guest_s_while_attached_and_as_it_was_afterwards() {
         until("and the new one", || running.hub.window().size() == Some(larger));
 
         terminal.press("last\x1dunsaid\n");
-        let (code, shown) = terminal.end();
+        let (code, shown) = terminal.end(LAST);
         assert_eq!(code, Some(0));
         assert!(shown.ends_with("detached; the VM goes on\r\n"), "{shown:?}");
 
@@ -201,7 +207,7 @@ fn a_terminal_is_the_guest_s_while_attached_and_as_it_was_afterwards() {
         assert!(!terminal.shown.lock().unwrap().contains("typed"), "no history was asked for");
         let pid = Pid::from_raw(terminal.child.id().try_into().unwrap());
         kill(pid, Signal::SIGTERM).unwrap();
-        let (code, shown) = terminal.end();
+        let (code, shown) = terminal.end(LAST);
         assert_eq!(code, Some(143));
         assert!(shown.ends_with("detached by a signal; the VM goes on\r\n"), "{shown:?}");
 
@@ -210,10 +216,25 @@ fn a_terminal_is_the_guest_s_while_attached_and_as_it_was_afterwards() {
         terminal.expect("got end");
         let end = running.end();
         running.hub.close();
-        let (code, shown) = terminal.end();
+        let (code, shown) = terminal.end(LAST);
         assert_eq!(code, Some(0));
         assert!(shown.ends_with("the VM has ended\r\n"), "{shown:?}");
         drop(served);
         assert_eq!(running.take_down(end).values("got").last(), Some(&"end"));
     }
+}
+
+#[test]
+fn the_way_out_of_a_run_works_when_the_guest_takes_no_keys() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nestling"));
+    command.args(["run", "--allow-backend", "any", "--memory", "64M"]);
+    command.arg("--kernel").arg(harness::payload()).args(["--cmdline-replace", "scenario=ending how=halt"]);
+    command.arg("--socket").arg(dir.path().join("n.sock"));
+    let mut terminal = Terminal::run(command);
+    terminal.expect("boot stage entered");
+    terminal.press("nobody reads this\n\x03");
+    terminal.press("\x01x");
+    let (code, shown) = terminal.end("exit code 143");
+    assert_eq!(code, Some(143), "{shown}");
 }

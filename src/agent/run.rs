@@ -212,6 +212,9 @@ impl<M: Vm> Running<M> {
                 Some((event, at)) = self.agent.events.recv() => self.agent.hear(event, at, &mut self.life),
                 signal = self.signals.next() => {
                     let by = signal.name().to_owned();
+                    if stop.is_some() && self.signals.is_one_order() {
+                        continue;
+                    }
                     // A second one does not wait for the guest.
                     match stop.is_none().then(|| self.ask_guest(&by)).flatten() {
                         None => return EndReason::Stopped { by },
@@ -257,6 +260,10 @@ impl<M: Vm> Running<M> {
     /// Has an operation done beside us, so that the socket answers and a signal is heard meanwhile.
     fn begin(&self, asked: Asked) -> Option<Work> {
         let Asked { operation, answer } = asked;
+        if answer.is_closed() {
+            // Who asked has gone, while others were before it.
+            return None;
+        }
         if let Some(why) = operation.denied_in(self.life.state()) {
             let _ = answer.send(Err(Refusal::NotNow(why.to_owned()))); // nobody waits any more
             return None;

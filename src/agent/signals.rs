@@ -82,6 +82,11 @@ impl Signals {
         }
     }
 
+    /// Whether the last signal came along with the first one.
+    pub(super) fn is_one_order(&self) -> bool {
+        self.first.is_some_and(|first| first.elapsed() < ONE_ORDER)
+    }
+
     /// The next signal of somebody who does not want to wait: it comes after another one, and not along with it.
     pub(super) async fn again(&mut self) -> StopSignal {
         loop {

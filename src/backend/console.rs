@@ -3,6 +3,7 @@
 
 pub mod history;
 mod input;
+mod keyboard;
 mod lines;
 mod screen;
 pub mod terminal;

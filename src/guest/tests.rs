@@ -1,6 +1,5 @@
 //! An agent's end, over a socket pair.
 
-
 use nestling_protocol::{FromAgent, FromHost, Hello, Versions, WorkloadState, frame};
 use tokio::sync::mpsc::{self, Receiver};
 

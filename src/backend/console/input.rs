@@ -11,6 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::sync::Notify;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::keyboard;
 use super::screen::borrow;
 use super::terminal::{self, RawTerminal};
 
@@ -96,22 +97,25 @@ impl AsFd for InputQueue {
 #[derive(Debug)]
 pub struct ConsoleInput {
     source: OwnedFd,
-    escape: Escape,
     /// Puts the terminal back when the VM is gone.
     _terminal: Option<RawTerminal>,
 }
 
 impl ConsoleInput {
-    /// Reads from `source`. A terminal is switched to raw mode, so that the guest gets every key; `Ctrl-A x` stops the VM.
-    /// A terminal in whose background we are gives no input.
+    /// Reads from `source`. A terminal is switched to raw mode, so that the guest gets every key; `Ctrl-A x` stops the VM,
+    /// whatever the guest does. A terminal in whose background we are gives no input.
     #[must_use]
     pub fn new(source: OwnedFd) -> Option<Self> {
         if terminal::is_in_the_background(&source) {
             return None;
         }
-        let terminal = RawTerminal::enter(&source);
-        let escape = if terminal.is_some() { Escape::Ready } else { Escape::Off };
-        Some(Self { source, escape, _terminal: terminal })
+        let Some(terminal) = RawTerminal::enter(&source) else {
+            return Some(Self { source, _terminal: None });
+        };
+        let source = keyboard::watch(source).inspect_err(|error| {
+            tracing::warn!(target: "nestling", "the terminal gives no input: {error}");
+        });
+        Some(Self { source: source.ok()?, _terminal: Some(terminal) })
     }
 
     /// Reads what is there, at most `room` bytes, and never waits; `None` when the source ended.
@@ -126,7 +130,6 @@ impl ConsoleInput {
             Ok(0) => None,
             Ok(len) => {
                 data.truncate(len);
-                data.retain(|&byte| self.escape.pass(byte));
                 Some(data)
             }
             Err(Errno::EINTR | Errno::EAGAIN) => Some(Vec::new()),
@@ -138,39 +141,5 @@ impl ConsoleInput {
 impl AsFd for ConsoleInput {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.source.as_fd()
-    }
-}
-
-/// The terminal's way out: `Ctrl-A x` stops the VM, `Ctrl-A Ctrl-A` sends one Ctrl-A.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Escape {
-    Off,
-    Ready,
-    Started,
-}
-
-impl Escape {
-    const CTRL_A: u8 = 1;
-
-    /// Whether this byte goes to the guest.
-    pub(super) fn pass(&mut self, byte: u8) -> bool {
-        match (*self, byte) {
-            (Self::Off, _) => true,
-            (Self::Ready, Self::CTRL_A) => {
-                *self = Self::Started;
-                false
-            }
-            (Self::Ready, _) => true,
-            (Self::Started, b'x') => {
-                *self = Self::Ready;
-                // The orderly way to stop, as if it came from outside.
-                let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGTERM);
-                false
-            }
-            (Self::Started, _) => {
-                *self = Self::Ready;
-                true
-            }
-        }
     }
 }
