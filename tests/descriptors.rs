@@ -25,7 +25,7 @@ fn without_descriptors_who_connects_by_vsock_is_turned_away() {
     assert_eq!(host.accept(now).unwrap().unwrap_err().kind(), ErrorKind::ConnectionAborted);
     assert_eq!(turned_away.read(&mut [0; 8]).unwrap(), 0);
     assert!(host.accept(now).is_none());
-    assert!(host.connect(7).is_err(), "no descriptor for the guest either");
+    assert!(host.connect(7, 2000).is_err(), "no descriptor for the guest either");
 
     // And as soon as there is one, everything is as it was.
     taken.truncate(taken.len() / 2);

@@ -13,6 +13,8 @@ use super::unix::UnixStreamEnd;
 
 /// Connections of ours that the device has not accepted yet. More would mean that it does not run.
 const MOST_WAITING: usize = 256;
+/// The first port that any program of a guest can have.
+const UNPRIVILEGED: u32 = 1024;
 
 /// Takes our end of a connection that the guest began. It must not wait.
 pub type Serve = Arc<dyn Fn(UnixStream) + Send + Sync>;
@@ -55,7 +57,8 @@ impl Inside {
         Ok(Self(Arc::new(Shared { state: Mutex::default(), knock })))
     }
 
-    /// From now on the guest's connections to `port` of the host end here, whatever socket there may be for it.
+    /// From now on the guest's connections to `port` of the host end here, whatever socket there may be for it. They come from
+    /// ports below 1024, which in a guest take a privilege (CAP_NET_BIND_SERVICE): others are refused.
     pub fn serve(&self, port: u32, serve: Serve) {
         self.0.lock().served.insert(port, serve);
     }
@@ -90,8 +93,11 @@ impl Inside {
     }
 
     /// The device's end of a connection that the guest begins, if its port is served here.
-    pub(super) fn receive(&self, port: u32) -> Option<io::Result<UnixStreamEnd>> {
+    pub(super) fn receive(&self, port: u32, from: u32) -> Option<io::Result<UnixStreamEnd>> {
         let serve = self.0.lock().served.get(&port).map(Arc::clone)?;
+        if from >= UNPRIVILEGED {
+            return Some(Err(io::ErrorKind::PermissionDenied.into()));
+        }
         Some(UnixStream::pair().map(|(ours, device)| {
             serve(ours);
             device.into()

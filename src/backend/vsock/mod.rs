@@ -75,11 +75,11 @@ pub trait Host {
     /// The host's end of a connection.
     type Stream: Stream;
 
-    /// Connects to the program that serves `port`.
+    /// Connects to the program that serves `port`, for one of the guest's that comes from port `from`.
     ///
     /// # Errors
     /// When nobody does, or the kernel has no descriptor.
-    fn connect(&mut self, port: u32) -> io::Result<Self::Stream>;
+    fn connect(&mut self, port: u32, from: u32) -> io::Result<Self::Stream>;
 
     /// From now on tells, under the number `id`, each time this stream has become readable, or hung up.
     ///

@@ -81,8 +81,8 @@ fn each_change_is_told_once_and_room_when_it_is_wanted() {
     let (directory, listener) = listener();
     let programs = UnixListener::bind(directory.path().join("v.sock_7")).unwrap();
     let mut host = UnixHost::new(Some(Arc::new(listener)), Inside::new().unwrap()).unwrap();
-    assert_eq!(host.connect(8).unwrap_err().kind(), ErrorKind::NotFound);
-    let mut ours = host.connect(7).unwrap();
+    assert_eq!(host.connect(8, 2000).unwrap_err().kind(), ErrorKind::NotFound);
+    let mut ours = host.connect(7, 2000).unwrap();
     let (mut program, _) = programs.accept().unwrap();
     host.watch(&ours, 5).unwrap();
     assert_eq!(host.take_events(), []);
@@ -147,12 +147,14 @@ fn the_guest_reaches_what_this_process_serves_and_nothing_else() {
     let mut host = UnixHost::new(None, inside.clone()).unwrap();
     let (tell, told) = std::sync::mpsc::channel();
     inside.serve(5, Arc::new(move |stream| tell.send(stream).unwrap()));
-    let mut device = host.connect(5).unwrap();
+    let mut device = host.connect(5, 1023).unwrap();
     device.write_bytes(b"hello").unwrap();
     let mut bytes = [0; 5];
     told.recv().unwrap().read_exact(&mut bytes).unwrap();
     assert_eq!(&bytes, b"hello");
-    assert_eq!(host.connect(6).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    assert_eq!(host.connect(6, 1023).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    assert_eq!(host.connect(5, 1024).unwrap_err().kind(), ErrorKind::PermissionDenied, "anybody's port");
+    assert!(told.try_recv().is_err());
 }
 
 #[test]

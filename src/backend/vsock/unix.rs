@@ -270,8 +270,8 @@ impl AsFd for UnixHost {
 impl Host for UnixHost {
     type Stream = UnixStreamEnd;
 
-    fn connect(&mut self, port: u32) -> io::Result<UnixStreamEnd> {
-        if let Some(ours) = self.inside.receive(port) {
+    fn connect(&mut self, port: u32, from: u32) -> io::Result<UnixStreamEnd> {
+        if let Some(ours) = self.inside.receive(port, from) {
             return ours;
         }
         let listener = self.listener.as_ref().ok_or(io::ErrorKind::ConnectionRefused)?;

@@ -231,8 +231,11 @@ impl<H: Host> Muxer<H> {
 
     fn open(&mut self, key: Key, request: &Header) {
         let allowed = self.allowance();
-        let stream =
-            if self.entries.len() < self.limit { self.host.connect(key.host_port).ok() } else { None };
+        let stream = if self.entries.len() < self.limit {
+            self.host.connect(key.host_port, key.guest_port).ok()
+        } else {
+            None
+        };
         let id = stream
             .and_then(|stream| self.add(Connection::accepted(stream, allowed as u32, key, request), allowed));
         match id {

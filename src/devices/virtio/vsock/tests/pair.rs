@@ -190,7 +190,7 @@ impl PairHost {
 impl Host for PairHost {
     type Stream = End;
 
-    fn connect(&mut self, port: u32) -> io::Result<End> {
+    fn connect(&mut self, port: u32, _from: u32) -> io::Result<End> {
         if self.out_of_descriptors {
             return Err(io::Error::from_raw_os_error(libc::EMFILE));
         }
