@@ -13,7 +13,7 @@ use tokio::time::{Sleep, sleep};
 
 use super::exit::Exit;
 use super::gate::admit;
-use super::guest_agent::Agent;
+use super::guest_agent::{self, Agent};
 use super::life::Life;
 use super::lifecycle::LifeEvent;
 use super::limits;
@@ -37,8 +37,6 @@ use crate::vmm::ConsoleIo;
 /// How long a stop waits for whatever has the machine: less than the 30 seconds after which Kubernetes sends SIGKILL, more than a
 /// pause and a stop take together.
 const STOP_PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 25 });
-/// Of what the agent tells, as much may wait to be heard; then it waits.
-const AGENT_EVENTS: usize = 64;
 /// How long the guest's agent has for a stop, before the guest's power is cut. What the machine takes after that fits
 /// Kubernetes' 30 seconds as well.
 const GUEST_GRACE: Duration = Duration::from_secs(12);
@@ -103,12 +101,12 @@ async fn live<M: Vm>(
     let (operations, asked) = mpsc::channel(1);
     let server =
         Server::start(claim, Arc::clone(&publisher), Requests { stop, operations }, Arc::clone(&console));
-    let (tell, agent_events) = mpsc::channel(AGENT_EVENTS);
+    let (tell, agent_events) = mpsc::channel(guest_agent::EVENTS);
     let guest = Guest::listen(&inside, Configuration::default(), clock, tell);
     let mut life = Life::begin(Arc::clone(&publisher));
     let exit = match prepare(plan, &mut life, &publisher, &mut signals, build).await {
         Ok(machine) => {
-            let agent = Agent { guest, events: agent_events, outcome: None };
+            let agent = Agent::new(guest, agent_events);
             Running { machine, life, signals, stop_requests, asked, agent, clock }.see_through().await
         }
         Err(reason) => life.finish(limits::name(reason), Vec::new()),
@@ -209,7 +207,6 @@ impl<M: Vm> Running<M> {
                     Some((MachineEvent::Ended(reason), _)) => return self.agent.explain(reason, stop.map(|stop| stop.by), &mut self.life),
                     None => return internal("the machine's threads ended without a word"),
                 },
-                Some((event, at)) = self.agent.events.recv() => self.agent.hear(event, at, &mut self.life),
                 signal = self.signals.next() => {
                     let by = signal.name().to_owned();
                     if stop.is_some() && self.signals.is_one_order() {
@@ -241,6 +238,8 @@ impl<M: Vm> Running<M> {
                     let _ = answer.send(done); // nobody waits any more
                 }
                 Some(asked) = self.asked.recv(), if work.is_none() => work = self.begin(asked),
+                // The last in the order: a guest that tells without end keeps nobody from being heard.
+                Some((event, at)) = self.agent.events.recv() => self.agent.hear(&event, at, &mut self.life),
             }
         }
     }
