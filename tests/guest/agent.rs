@@ -51,6 +51,19 @@ fn a_workload_that_ignores_sigterm_is_killed_within_the_grace_period() {
     assert_eq!(ended.status["reason"]["kind"], "workload-killed");
 }
 
+#[test]
+fn a_guest_with_nothing_but_a_shell_stops_at_once() {
+    let (kernel, initramfs) = (Kernel::Nestling.vmlinux(), Kernel::Nestling.initramfs());
+    let images = ["--kernel", kernel.to_str().unwrap(), "--initrd", initramfs.to_str().unwrap()];
+    let vm = Vm::start(&[&images[..], &["--agent", "on"]].concat());
+    vm.expect("/ # ");
+    let stop = vm.ask(&["stop"]);
+    assert!(stop.status.success(), "{stop:?}");
+    let ended = vm.end();
+    ended.assert_code(143);
+    assert_eq!(ended.status["reason"]["by"], "a request on the socket");
+}
+
 fn terminate(vm: &Vm) {
     // SAFETY: the child has not been waited for, so the pid is its.
     assert_eq!(unsafe { libc::kill(vm.pid(), libc::SIGTERM) }, 0);

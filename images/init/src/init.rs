@@ -215,7 +215,10 @@ impl Life {
     }
 
     fn stop(&self, grace: Duration, end: End) -> ! {
+        let shell = self.running.as_ref().is_some_and(|running| running.shell);
         let left = match &self.agent {
+            // Nobody's workload: a shell on a console takes no notice of SIGTERM, and has nothing to put in order.
+            Some(_) if shell => power::GRACE,
             Some(agent) => {
                 let child = self.running.as_ref().map(|running| &running.child);
                 ladder(agent, child, &self.happenings, grace)

@@ -163,7 +163,7 @@ mod tests {
 
     fn echo() -> Command {
         let mut command = Command::new("/bin/sh");
-        command.args(["-c", "echo up; sleep 100"]);
+        command.args(["-c", "echo up; exec sleep 100"]);
         command
     }
 
