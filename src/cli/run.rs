@@ -41,8 +41,8 @@ A spec has one key per flag, with the same name:
 The guest's console is on stdout, Nestling's own log on stderr (filter: NESTLING_LOG=debug).
 SIGTERM or SIGINT stops the machine; a second one leaves at once.
 Exit codes: 0 the guest powered off, 130 or 143 stopped, 200 preflight, 201 bad input, 203 guest panic,
-204 guest reset, 205 triple fault, 206 KVM error, 207 watchdog, 210 internal error. They tell how the VM ended: a
-command's own exit status is on the console, not here.";
+204 guest reset, 205 triple fault, 206 KVM error, 207 watchdog, 209 killed, 210 internal error. They tell how the VM
+ended; with `--agent on` and an agent in the guest, 1 to 199 is how its command ended.";
 
 /// Boot the VM and stay with it until it ends
 #[derive(Debug, Args)]
