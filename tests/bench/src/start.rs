@@ -163,7 +163,8 @@ mod tests {
 
     fn echo() -> Command {
         let mut command = Command::new("/bin/sh");
-        command.args(["-c", "echo up; exec sleep 100"]);
+        // It stops itself: a child of its own would live on, and its listener with it.
+        command.args(["-c", "echo up; kill -STOP $$"]);
         command
     }
 
