@@ -208,21 +208,21 @@ impl<M: Vm> Running<M> {
                     None => return internal("the machine's threads ended without a word"),
                 },
                 signal = self.signals.next() => {
-                    let by = signal.name().to_owned();
-                    if stop.is_some() && self.signals.is_one_order() {
-                        continue;
-                    }
-                    // A second one does not wait for the guest.
-                    match stop.is_none().then(|| self.ask_guest(&by)).flatten() {
-                        None => return EndReason::Stopped { by },
-                        asked => stop = asked,
+                    let by = signal.name();
+                    match stop {
+                        None => match self.ask_guest(by) {
+                            Ok(asked) => stop = Some(asked),
+                            Err(reason) => return reason,
+                        },
+                        Some(_) if self.signals.is_one_order() => {}
+                        // A second one does not wait for the guest.
+                        Some(_) => return EndReason::Stopped { by: by.to_owned() },
                     }
                 }
                 Some(StopRequest) = self.stop_requests.recv(), if stop.is_none() => {
-                    let by = "a request on the socket".to_owned();
-                    match self.ask_guest(&by) {
-                        None => return EndReason::Stopped { by },
-                        asked => stop = asked,
+                    match self.ask_guest("a request on the socket") {
+                        Ok(asked) => stop = Some(asked),
+                        Err(reason) => return reason,
                     }
                 }
                 by = patience(&mut stop) => {
@@ -244,16 +244,14 @@ impl<M: Vm> Running<M> {
         }
     }
 
-    /// Has the guest's agent end the guest, if there is one.
-    fn ask_guest(&self, by: &str) -> Option<Stop> {
-        if self.life.state() != State::Running {
-            return None;
+    /// Has the guest's agent end the guest. The error is the end that follows at once, because there is none to do it.
+    fn ask_guest(&self, by: &str) -> Result<Stop, EndReason> {
+        let by = by.to_owned();
+        if self.life.state() != State::Running || self.agent.guest.stop(GUEST_GRACE).is_err() {
+            return Err(EndReason::Stopped { by });
         }
-        let asked = self.agent.guest.stop(GUEST_GRACE);
-        asked.ok().map(|()| {
-            tracing::info!(target: "nestling", "{by}: the guest has {} s to end", GUEST_GRACE.as_secs());
-            Stop { by: by.to_owned(), patience: Box::pin(sleep(GUEST_GRACE)) }
-        })
+        tracing::info!(target: "nestling", "{by}: the guest has {} s to end", GUEST_GRACE.as_secs());
+        Ok(Stop { by, patience: Box::pin(sleep(GUEST_GRACE)) })
     }
 
     /// Has an operation done beside us, so that the socket answers and a signal is heard meanwhile.

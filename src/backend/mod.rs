@@ -5,6 +5,7 @@ pub mod disk;
 #[cfg(test)]
 pub(crate) mod netns;
 pub mod port;
+pub mod random;
 pub mod tap;
 pub mod virtiofsd;
 pub mod vsock;

@@ -8,6 +8,7 @@ use nestling_protocol::{
 };
 
 use super::{AgentEvent, Shared, WRITE_PATIENCE};
+use crate::backend::random;
 
 /// The longest sentence of the guest's that is repeated.
 const SENTENCE: usize = 400;
@@ -61,12 +62,9 @@ fn welcome(shared: &Shared, stream: &UnixStream, hello: &Hello) -> Result<(), Pr
     Ok(shared.say(&FromHost::Welcome(Box::new(welcome)))?)
 }
 
-/// Random bytes of the kernel's, if it has some ready.
 fn seed() -> Option<Hex> {
     let mut seed = vec![0; SEED];
-    // SAFETY: the buffer is as long as is said.
-    let got = unsafe { libc::getrandom(seed.as_mut_ptr().cast(), seed.len(), libc::GRND_NONBLOCK) };
-    (usize::try_from(got) == Ok(SEED)).then_some(Hex(seed))
+    random::fill(&mut seed).is_ok().then_some(Hex(seed))
 }
 
 fn short(text: &str) -> String {

@@ -7,6 +7,8 @@ use std::io;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::backend::random;
+
 /// Size of an ID.
 const BYTES: usize = 16;
 
@@ -41,19 +43,8 @@ impl GenerationId {
 
     fn write(&self) -> io::Result<()> {
         let mut id = [0; BYTES];
-        fill_random(&mut id)?;
+        random::fill(&mut id)?;
         self.memory.write_slice(&id, self.address).map_err(io::Error::other)
-    }
-}
-
-/// getrandom(2), which for so few bytes is never cut short once the kernel's pool is ready.
-fn fill_random(bytes: &mut [u8]) -> io::Result<()> {
-    // SAFETY: the pointer and the length are those of `bytes`.
-    let read = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
-    match usize::try_from(read) {
-        Ok(read) if read == bytes.len() => Ok(()),
-        Ok(_) => Err(io::ErrorKind::UnexpectedEof.into()),
-        Err(_) => Err(io::Error::last_os_error()),
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::queue::{Chain, Fate, Queues, Writer};
 use super::{Counters, Fault, HostSource, Kind, Lane, Listen, QueueHandler, Start, VirtioDevice};
+use crate::backend::random;
 use crate::devices::rate_limit::{Admission, Rate, RateLimit};
 
 /// The most bytes one request gets. A driver asks again for more (virtio 1.2 §5.4.6.1 lets a device return fewer).
@@ -111,22 +112,11 @@ fn fill(writer: &mut Writer<'_>, wanted: usize) -> u32 {
     loop {
         let missing = wanted.saturating_sub(writer.bytes_written());
         let Some(part @ [_, ..]) = random.get_mut(..missing.min(1024)) else { break };
-        if !getrandom(part).and_then(|()| writer.write(part)).is_ok_and(|len| len > 0) {
+        if !random::fill(part).and_then(|()| writer.write(part)).is_ok_and(|len| len > 0) {
             break;
         }
     }
     writer.bytes_written() as u32
-}
-
-fn getrandom(buffer: &mut [u8]) -> io::Result<()> {
-    // SAFETY: the pointer and length are those of `buffer`. Up to 256 bytes at once never come short (getrandom(2)).
-    let fill = |part: &mut [u8]| unsafe { libc::getrandom(part.as_mut_ptr().cast(), part.len(), 0) };
-    for part in buffer.chunks_mut(256) {
-        if fill(part) != part.len() as isize {
-            return Err(io::Error::last_os_error());
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

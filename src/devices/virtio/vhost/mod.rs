@@ -108,6 +108,20 @@ impl VhostError {
     pub(crate) fn refused(who: &str, doing: &'static str) -> impl FnOnce(vhost::Error) -> Self {
         move |source| Self::Refused { who: who.to_owned(), doing, source }
     }
+
+    /// Why `who` cannot be had of the kernel's device at `path`, which `module` makes; `without` says what does without it.
+    fn of_opening(
+        error: vhost::Error,
+        who: &str,
+        path: &'static str,
+        module: &'static str,
+        without: &'static str,
+    ) -> Self {
+        match error {
+            vhost::Error::VhostOpen(cause) => Self::NoDevice { path, module, without, cause },
+            other => Self::refused(who, "its memory")(other),
+        }
+    }
 }
 
 /// Why a device file does not open, in words.

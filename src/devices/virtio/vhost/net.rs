@@ -30,14 +30,9 @@ pub fn open(first: usize, memory: &GuestMemoryMmap, tap: OwnedFd) -> Result<Pair
     let (memory, tap) = (memory.clone(), File::from(tap));
     Session::open(Box::new(move || {
         let name = "vhost-net".to_owned();
-        let device = Net::new(Arc::new(memory.clone())).map_err(|error| match error {
-            vhost::Error::VhostOpen(cause) => VhostError::NoDevice {
-                path: "/dev/vhost-net",
-                module: "vhost_net",
-                without: "leave out vhost=on",
-                cause,
-            },
-            other => VhostError::Refused { who: name.clone(), doing: "its memory", source: other },
+        let device = Net::new(Arc::new(memory.clone())).map_err(|error| {
+            let (path, module) = ("/dev/vhost-net", "vhost_net");
+            VhostError::of_opening(error, &name, path, module, "leave out vhost=on")
         })?;
         let tap = tap.try_clone().map_err(|error| {
             VhostError::Unreachable(format!("a queue of the tap cannot be shared with vhost-net: {error}"))

@@ -39,14 +39,9 @@ impl VhostVsock {
 
 fn open(cid: u64, memory: GuestMemoryMmap) -> Result<Kernel, VhostError> {
     let name = format!("vhost-vsock, cid {cid}");
-    let device = Vsock::new(Arc::new(memory)).map_err(|error| match error {
-        vhost::Error::VhostOpen(cause) => VhostError::NoDevice {
-            path: "/dev/vhost-vsock",
-            module: "vhost_vsock",
-            without: "write path=/run/nestling/vm.vsock in place of vhost=true",
-            cause,
-        },
-        other => VhostError::Refused { who: name.clone(), doing: "its memory", source: other },
+    let device = Vsock::new(Arc::new(memory)).map_err(|error| {
+        let without = "write path=/run/nestling/vm.vsock in place of vhost=true";
+        VhostError::of_opening(error, &name, "/dev/vhost-vsock", "vhost_vsock", without)
     })?;
     let kernel = VhostKernel::new(name, device, 0)?;
     kernel.device().set_guest_cid(cid).map_err(|error| no_cid(cid, error))?;
@@ -59,9 +54,7 @@ fn no_cid(cid: u64, error: vhost::Error) -> VhostError {
         vhost::Error::IoctlError(cause) if cause.raw_os_error() == Some(libc::EADDRINUSE) => {
             VhostError::CidTaken { cid }
         }
-        source => {
-            VhostError::Refused { who: format!("vhost-vsock, cid {cid}"), doing: "the guest's cid", source }
-        }
+        other => VhostError::refused(&format!("vhost-vsock, cid {cid}"), "the guest's cid")(other),
     }
 }
 
